@@ -1,0 +1,96 @@
+"""The folder of runs: where each file of a job lies, and who may write there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from overnight.errors import HomeError
+
+DEFAULT_HOME = "data/runs"
+
+
+def home_path(given: str | Path | None = None) -> Path:
+    """The home: as given, else `OVERNIGHT_HOME`, else `data/runs` under the working directory.
+
+    Raises:
+        HomeError: it is a URL, or cannot be made or written to.
+    """
+    text = str(given or os.environ.get("OVERNIGHT_HOME") or DEFAULT_HOME)
+    if "://" in text:
+        raise HomeError(f"the home has to be a folder on this machine, not {text}: set --home or OVERNIGHT_HOME")
+    path = Path(text).absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise HomeError(
+            f"cannot write to the home {text}: {error.strerror}; choose another with --home or OVERNIGHT_HOME"
+        ) from None
+    return path
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """The files of one job."""
+
+    home: Path
+    job: str
+
+    @property
+    def path(self) -> Path:
+        """The job's folder."""
+        return self.home / self.job
+
+    @property
+    def staging(self) -> Path:
+        """What a build writes, until it is validated and planned."""
+        return self.path / ".staging"
+
+    @property
+    def frame(self) -> Path:
+        """A DataFrame that was handed over as the dataset."""
+        return self.path / "dataset.parquet"
+
+    @property
+    def rows(self) -> Path:
+        """Dataset row number → custom_id."""
+        return self.path / "rows.parquet"
+
+    @property
+    def requests(self) -> Path:
+        """What was uploaded, byte for byte."""
+        return self.path / "requests"
+
+    @property
+    def responses(self) -> Path:
+        """What the provider sent back, byte for byte."""
+        return self.path / "responses"
+
+    @property
+    def results(self) -> Path:
+        """One row per request per attempt."""
+        return self.path / "results"
+
+    @property
+    def joined(self) -> Path:
+        """One row per dataset row, in the dataset's order."""
+        return self.path / "joined.parquet"
+
+    @property
+    def failed(self) -> Path:
+        """The rows without an answer."""
+        return self.path / "failed.parquet"
+
+    @property
+    def report(self) -> Path:
+        """The run's summary in Markdown."""
+        return self.path / "report.md"
+
+
+def shown(path: Path) -> str:
+    """A path as a person reads it: relative to the working directory where it lies below."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

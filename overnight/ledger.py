@@ -1,0 +1,392 @@
+"""The ledger: what was planned, sent, paid and collected. It never holds rows of a dataset, nor keys.
+
+SQLite beside the runs by default; one PostgreSQL database (`OVERNIGHT_LEDGER_URL`) where several machines share the
+work. Every function is one transaction, so a process killed between two of them leaves a state that the next one
+continues from.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+from uuid import uuid4
+
+import sqlalchemy as sa
+
+from overnight.errors import LedgerError
+from overnight.states import OPEN, STEPS, State
+
+_METADATA = sa.MetaData()
+JOBS = sa.Table(
+    "jobs", _METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("job", sa.JSON, nullable=False),          # the whole job, so that a sweep needs no file
+    sa.Column("definition", sa.JSON, nullable=False),
+    sa.Column("fingerprint", sa.Text, nullable=False),  # of the dataset, as it was built
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("built_at", sa.Double, nullable=False),
+    sa.Column("joined_at", sa.Double),
+    sa.Column("seconds", sa.Double),
+)  # fmt: skip
+LEASES = sa.Table(
+    "leases", _METADATA,
+    sa.Column("job", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("until", sa.Double, nullable=False),
+)  # fmt: skip
+SHARDS = sa.Table(
+    "shards", _METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("job", sa.Text, nullable=False, index=True),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("requests", sa.Integer, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("settled", sa.Boolean, nullable=False, default=False),
+    sa.Column("hold_until", sa.Double),
+    sa.Column("hold_reason", sa.Text),
+    sa.UniqueConstraint("job", "round", "number"),
+)  # fmt: skip
+BATCHES = sa.Table(
+    "batches", _METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("shard_id", sa.ForeignKey("shards.id"), nullable=False, index=True),
+    sa.Column("token", sa.Text, nullable=False, unique=True),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("started_at", sa.Double, nullable=False),
+    sa.Column("file_id", sa.Text),
+    sa.Column("batch_id", sa.Text),
+    sa.Column("status", sa.Text),
+    sa.Column("submitted_at", sa.Double),
+    sa.Column("deadline_at", sa.Double),
+    sa.Column("ended_at", sa.Double),
+    sa.Column("collected_at", sa.Double),
+    sa.Column("cancelled_by_us", sa.Boolean, nullable=False, default=False),
+    sa.Column("output_file_id", sa.Text),
+    sa.Column("error_file_id", sa.Text),
+    sa.Column("done", sa.Integer),
+    sa.Column("failed", sa.Integer),
+    sa.Column("errors", sa.JSON),                       # of the whole batch: [code, message, line]
+    sa.Column("verdicts", sa.JSON),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job as it was last built. Times are Unix seconds."""
+
+    name: str
+    job: dict[str, Any]
+    definition: dict[str, Any]
+    fingerprint: str
+    rows: int
+    requests: int
+    built_at: float
+    joined_at: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class NewShard:
+    """A request file that is to be planned."""
+
+    round: int
+    number: int
+    key: str
+    requests: int
+    bytes: int
+    tokens: int
+    """Estimated input tokens."""
+    model: str
+    url: str
+    attempt: int = 1
+    """Which attempt of its requests this is, from 1; what did not count as one is not counted."""
+
+    @property
+    def file_name(self) -> str:
+        """Its name in the job's `requests` folder."""
+        return f"{self.round:04d}-{self.number:04d}.jsonl"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One attempt to have a shard answered. Times are Unix seconds."""
+
+    id: int
+    shard_id: int
+    token: str
+    state: State
+    started_at: float
+    file_id: str | None = None
+    batch_id: str | None = None
+    status: str | None = None
+    submitted_at: float | None = None
+    deadline_at: float | None = None
+    ended_at: float | None = None
+    collected_at: float | None = None
+    cancelled_by_us: bool = False
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    done: int | None = None
+    failed: int | None = None
+    errors: list[list[Any]] | None = None
+    """Errors of the whole batch: code, message, line of the input file from 1 or None."""
+    verdicts: dict[str, int] | None = None
+    """How many requests got which verdict."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard(NewShard):
+    """A planned shard and all its attempts, oldest first."""
+
+    id: int
+    job: str
+    settled: bool
+    hold_until: float | None
+    hold_reason: str | None
+    batches: tuple[Batch, ...] = ()
+
+    @property
+    def open_batch(self) -> Batch | None:
+        """The attempt that still has a step to take."""
+        return next((batch for batch in self.batches if batch.state in OPEN), None)
+
+
+class Ledger:
+    """The database of one home."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = sa.create_engine(url, **_engine_options(url))
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _configure_sqlite)
+            sa.event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        with self._transaction() as connection:
+            _METADATA.create_all(connection)
+
+    @staticmethod
+    def of(home: Path) -> Ledger:
+        """The ledger of a home: `OVERNIGHT_LEDGER_URL`, or `ledger.db` in it.
+
+        Raises:
+            LedgerError: the database cannot be opened or read.
+        """
+        return _open(os.environ.get("OVERNIGHT_LEDGER_URL") or f"sqlite:///{home / 'ledger.db'}")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except sa.exc.DBAPIError as error:
+            where = self._engine.url.render_as_string(hide_password=True)
+            raise LedgerError(
+                f"the ledger {where} cannot be used: {error.orig}. It is left as it is: restore it from a backup, or "
+                "move it away together with the folder of runs to start anew"
+            ) from None
+
+    def job(self, name: str) -> JobRecord | None:
+        """The job as it was last built."""
+        with self._transaction() as connection:
+            found = connection.execute(sa.select(JOBS).where(JOBS.c.name == name)).mappings().first()
+        return JobRecord(**found) if found else None
+
+    def jobs(self) -> list[str]:
+        """Names of all jobs, in order."""
+        with self._transaction() as connection:
+            return list(connection.execute(sa.select(JOBS.c.name).order_by(JOBS.c.name)).scalars())
+
+    def shards(self, job: str) -> list[Shard]:
+        """A job's shards with their attempts, in the order in which they were planned."""
+        with self._transaction() as connection:
+            rows = (
+                connection.execute(sa.select(SHARDS).where(SHARDS.c.job == job).order_by(SHARDS.c.id)).mappings().all()
+            )
+            of_job = sa.select(BATCHES).join(SHARDS).where(SHARDS.c.job == job).order_by(BATCHES.c.id)
+            batches = [_batch(row) for row in connection.execute(of_job).mappings()]
+        grouped: dict[int, list[Batch]] = {}
+        for batch in batches:
+            grouped.setdefault(batch.shard_id, []).append(batch)
+        return [Shard(**row, batches=tuple(grouped.get(row["id"], ()))) for row in rows]
+
+    def shard(self, shard_id: int) -> Shard:
+        """One shard with its attempts."""
+        with self._transaction() as connection:
+            row = connection.execute(sa.select(SHARDS).where(SHARDS.c.id == shard_id)).mappings().one()
+            found = connection.execute(
+                sa.select(BATCHES).where(BATCHES.c.shard_id == shard_id).order_by(BATCHES.c.id)
+            ).mappings()
+            return Shard(**row, batches=tuple(_batch(one) for one in found))
+
+    def next_round(self, job: str) -> int:
+        """The first round number that no shard of the job has."""
+        with self._transaction() as connection:
+            last = connection.execute(sa.select(sa.func.max(SHARDS.c.round)).where(SHARDS.c.job == job)).scalar()
+        return (last or 0) + 1
+
+    def plan(self, record: JobRecord, shards: Sequence[NewShard], *, drop: Sequence[int] = ()) -> None:
+        """Writes a build: the job as it is now, and its new shards, in place of some that were never sent."""
+        values = {name: getattr(record, name) for name in record.__dataclass_fields__}
+        with self._transaction() as connection:
+            connection.execute(sa.delete(BATCHES).where(BATCHES.c.shard_id.in_(drop)))
+            connection.execute(sa.delete(SHARDS).where(SHARDS.c.id.in_(drop)))
+            connection.execute(sa.delete(JOBS).where(JOBS.c.name == record.name))
+            connection.execute(sa.insert(JOBS).values(**values))
+            _insert_shards(connection, record.name, shards)
+
+    def joined(self, job: str, at: float, seconds: float) -> None:
+        """Notes that the joined table holds all answers there are."""
+        with self._transaction() as connection:
+            connection.execute(sa.update(JOBS).where(JOBS.c.name == job).values(joined_at=at, seconds=seconds))
+
+    def start_attempt(self, shard_id: int, at: float, *, file_id: str | None = None) -> Batch:
+        """Opens an attempt, in `uploading`, or in `uploaded` where the file of an earlier one is still good.
+
+        Raises:
+            LedgerError: the shard is settled, or has an open attempt already.
+        """
+        state = State.UPLOADED if file_id else State.UPLOADING
+        with self._transaction() as connection:
+            settled = connection.execute(sa.select(SHARDS.c.settled).where(SHARDS.c.id == shard_id)).scalar_one()
+            others = sa.select(BATCHES.c.id).where(BATCHES.c.shard_id == shard_id, BATCHES.c.state.in_(OPEN))
+            if settled or connection.execute(others).first():
+                raise LedgerError(f"shard {shard_id} is settled or has an open attempt: another process works on it")
+            values = {"shard_id": shard_id, "token": uuid4().hex, "state": state, "started_at": at, "file_id": file_id}
+            connection.execute(
+                sa.update(SHARDS).where(SHARDS.c.id == shard_id).values(hold_until=None, hold_reason=None)
+            )
+            row = connection.execute(sa.insert(BATCHES).values(**values).returning(*BATCHES.c)).mappings().one()
+            return _batch(row)
+
+    def move(self, batch: Batch, to: State, **values: Any) -> Batch:
+        """Takes one step of the state machine.
+
+        Raises:
+            LedgerError: the step does not exist, or another process took one first.
+        """
+        if to not in STEPS[batch.state]:
+            raise LedgerError(f"batch attempt {batch.id} cannot go from {batch.state} to {to}")
+        with self._transaction() as connection:
+            return _move(connection, batch, to, values)
+
+    def begin_create(self, batch: Batch, owner: str, now: float) -> Batch:
+        """Takes the step before the paid call: to `creating`, and only while `owner` holds the job's lease.
+
+        Raises:
+            LedgerError: the lease was lost, or another process took a step first.
+        """
+        with self._transaction() as connection:
+            job = sa.select(SHARDS.c.job).where(SHARDS.c.id == batch.shard_id).scalar_subquery()
+            held = sa.select(LEASES.c.owner).where(LEASES.c.job == job, LEASES.c.until > now)
+            if connection.execute(held).scalar() != owner:
+                raise LedgerError("this process lost its lease on the job (was the machine asleep?): run it again")
+            return _move(connection, batch, State.CREATING, {})
+
+    def hold(self, shard_id: int, until: float, reason: str) -> None:
+        """Holds a shard back until a time (Unix seconds), and says why."""
+        with self._transaction() as connection:
+            held = {"hold_until": until, "hold_reason": reason}
+            connection.execute(sa.update(SHARDS).where(SHARDS.c.id == shard_id).values(**held))
+
+    def note(self, batch: Batch, **values: Any) -> None:
+        """Updates what is known of a batch (counts, status) without a step."""
+        with self._transaction() as connection:
+            connection.execute(sa.update(BATCHES).where(BATCHES.c.id == batch.id).values(**values))
+
+    def settle(self, batch: Batch, at: float, verdicts: Mapping[str, int], again: Iterable[NewShard], job: str) -> None:
+        """Closes a collected attempt with its verdicts, and plans the shards of what is sent again."""
+        with self._transaction() as connection:
+            _move(connection, batch, State.COLLECTED, {"collected_at": at, "verdicts": dict(verdicts)})
+            connection.execute(sa.update(SHARDS).where(SHARDS.c.id == batch.shard_id).values(settled=True))
+            _insert_shards(connection, job, list(again))
+
+    def refuse(self, batch: Batch, at: float, hold_until: float, reason: str) -> None:
+        """Closes an attempt that the provider turned away as a whole, and holds its shard back."""
+        with self._transaction() as connection:
+            _move(connection, batch, State.REFUSED, {"collected_at": at})
+            held = {"hold_until": hold_until, "hold_reason": reason}
+            connection.execute(sa.update(SHARDS).where(SHARDS.c.id == batch.shard_id).values(**held))
+
+    def acquire(self, job: str, owner: str, now: float, until: float) -> str | None:
+        """Takes or renews a job's lease; returns the owner who holds it instead, if any."""
+        with self._transaction() as connection:
+            held = connection.execute(sa.select(LEASES).where(LEASES.c.job == job).with_for_update()).mappings().first()
+            if held and held["owner"] != owner and held["until"] > now:
+                return str(held["owner"])
+            connection.execute(sa.delete(LEASES).where(LEASES.c.job == job))
+            connection.execute(sa.insert(LEASES).values(job=job, owner=owner, until=until))
+            return None
+
+    def release(self, job: str, owner: str) -> None:
+        """Gives a job's lease back."""
+        with self._transaction() as connection:
+            connection.execute(sa.delete(LEASES).where(LEASES.c.job == job, LEASES.c.owner == owner))
+
+    def close(self) -> Self:
+        """Closes the connections; the next call opens new ones."""
+        self._engine.dispose()
+        return self
+
+
+def _insert_shards(connection: sa.Connection, job: str, shards: Sequence[NewShard]) -> None:
+    if shards:
+        connection.execute(
+            sa.insert(SHARDS),
+            [
+                {"job": job, "settled": False} | {name: getattr(shard, name) for name in NewShard.__dataclass_fields__}
+                for shard in shards
+            ],
+        )
+
+
+def _move(connection: sa.Connection, batch: Batch, to: State, values: Mapping[str, Any]) -> Batch:
+    step = (
+        sa.update(BATCHES)
+        .where(BATCHES.c.id == batch.id, BATCHES.c.state == batch.state)
+        .values(state=to, **values)
+        .returning(*BATCHES.c)
+    )
+    row = connection.execute(step).mappings().first()
+    if row is None:
+        raise LedgerError(f"batch attempt {batch.id} is no longer {batch.state}: another process moved it on")
+    return _batch(row)
+
+
+def _batch(row: sa.RowMapping) -> Batch:
+    values: dict[str, Any] = {str(name): value for name, value in row.items()}
+    return Batch(**values | {"state": State(values["state"])})
+
+
+def _engine_options(url: str) -> dict[str, Any]:
+    return {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    """WAL with full syncs: an intent to pay has to survive a power cut as well as a kill."""
+    connection.isolation_level = None  # SQLAlchemy's own BEGIN IMMEDIATE stands in the listener beside this one
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+_opening = threading.Lock()
+
+
+def _open(url: str) -> Ledger:
+    with _opening:
+        return _cached(url)
+
+
+@cache
+def _cached(url: str) -> Ledger:
+    return Ledger(url)

@@ -1,0 +1,119 @@
+"""What a job would send and cost, as figures and as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from overnight.job import Job
+from overnight.prices import Rates, job_rates
+from overnight.run import Build
+from overnight.summary import dollars, table
+from overnight.tokens import BYTES_PER_TOKEN
+
+_MOST_SHARDS = 20
+_MOST_CHARACTERS = 1500
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job's figures before anything is sent."""
+
+    job: str
+    rows: int
+    unsendable: int
+    """Rows that cannot be sent: a null where text is needed, or too large."""
+    requests: int
+    known: int
+    """Requests that are answered already, or on their way."""
+    shards: int
+    bytes: int
+    """Of what is to be sent."""
+    input_tokens: int
+    """Estimated."""
+    output_tokens: int | None
+    """At most: every answer as long as its token limit; None where the job sets none."""
+    cost_usd: float | None
+    """Of the tokens above; None where the price is not known."""
+    cost_source: str
+    text: str
+    """All of it for people, in Markdown."""
+
+
+def output_limit(job: Job) -> int | None:
+    """The most output tokens of one answer that the job's parameters allow."""
+    names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+    found = next((job.parameters[name] for name in names if name in job.parameters), None)
+    return found if isinstance(found, int) else None
+
+
+def make_plan(job: Job, build: Build, samples: Sequence[Mapping[str, Any]]) -> Plan:
+    """Adds a build up.
+
+    Args:
+        job: what is asked.
+        build: what would be sent.
+        samples: a few request bodies.
+    """
+    sent = sum(shard.requests for shard in build.shards)
+    size = sum(shard.bytes for shard in build.shards)
+    given = sum(shard.tokens for shard in build.shards)
+    limit = output_limit(job)
+    made = 0 if job.task.kind in ("embed", "moderate") else None if limit is None else limit * sent
+    rates = job_rates(job)
+    cost = rates.cost(given, made or 0) if rates else None
+    source = rates.source if rates else "no price is known: set provider.prices"
+    head = f"# Plan of {job.name}\n\n" + table(
+        ["", ""], _figures(job, build, sent, size, given, made, cost, source, rates)
+    )
+    text = "\n\n".join(filter(None, [head, _shards(build), _notes(job), _samples(samples)])) + "\n"
+    return Plan(job.name, build.rows, build.unsendable, build.requests, build.known, len(build.shards), size, given,
+                made, cost, source, text)  # fmt: skip
+
+
+def _figures(job: Job, build: Build, sent: int, size: int, given: int, made: int | None, cost: float | None,
+             source: str, rates: Rates | None) -> list[tuple[str, str]]:  # fmt: skip
+    bound = "up to " if made else ""
+    rows = [
+        ("provider", f"{job.profile.name}, {job.model or 'the models of the requests'}"),
+        ("rows", f"{build.rows:,}" + (f", {build.unsendable:,} of them cannot be sent" if build.unsendable else "")),
+        ("distinct requests", f"{build.requests:,}"),
+        ("answered already or on their way", f"{build.known:,}"),
+        ("to be sent", f"{sent:,} requests in {len(build.shards):,} batches, {size:,} bytes"),
+        ("input tokens", f"about {given:,} (estimated at {BYTES_PER_TOKEN} bytes each)"),
+        ("output tokens", "unknown: parameters.max_tokens is not set" if made is None else f"{bound}{made:,}"),
+        (
+            "cost",
+            f"{bound if cost else ''}{dollars(cost)}{' for the input' if made is None and cost else ''} ({source})",
+        ),
+    ]
+    if rates and rates.real_time and cost:
+        rows.append(("in real time", dollars(cost * rates.real_time)))
+    return rows
+
+
+def _shards(build: Build) -> str:
+    shown = build.shards[:_MOST_SHARDS]
+    rows = [(s.file_name, s.model, s.url, f"{s.requests:,}", f"{s.bytes:,}", f"{s.tokens:,}") for s in shown]
+    more = f"\n\n… and {len(build.shards) - len(shown):,} more." if len(build.shards) > len(shown) else ""
+    return (
+        "## Batches\n\n" + table(["file", "model", "url", "requests", "bytes", "tokens"], rows) + more if rows else ""
+    )
+
+
+def _notes(job: Job) -> str:
+    notes = list(job.profile.notes)
+    if job.task.kind in ("classify", "extract") and job.profile.structured_output != "json_schema":
+        notes.append(
+            "It takes no JSON Schema: the prompt asks for the form, and answers that break it count as invalid."
+        )
+    return f"## {job.profile.name}\n\n" + "\n".join(f"- {note}" for note in notes) if notes else ""
+
+
+def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
+    if not samples:
+        return ""
+    shown = [json.dumps(body, indent=2, ensure_ascii=False)[:_MOST_CHARACTERS] for body in samples]
+    return "## The first requests\n\n" + "\n\n".join(f"```json\n{body}\n```" for body in shown)

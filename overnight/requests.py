@@ -1,0 +1,142 @@
+"""Requests out of rows, a batch of rows at a time: rendered from a task's templates, or raw as the dataset has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from overnight.dataset import REQUEST_LINES
+from overnight.errors import Problem, TemplateError
+from overnight.job import Job, Raw
+from overnight.profiles import Profile
+from overnight.prompt import canonical, compile_prompt
+from overnight.rules import check_line
+from overnight.shards import Kind
+from overnight.suggest import did_you_mean
+from overnight.wire import RequestLine, request_lines
+
+
+@dataclass(frozen=True)
+class Requests:
+    """The requests of one batch of rows. All lists have one item per row."""
+
+    lines: Sequence[RequestLine]
+    """Meaningless where the row has an error."""
+    kinds: Kind | list[Kind]
+    """One for all, or one per row."""
+    errors: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """Position: error code and message of a row that cannot be sent."""
+    problems: list[Problem] = field(default_factory=list)
+    """What has to be mended in the dataset before anything is sent."""
+
+
+Source = Callable[[pa.RecordBatch, int], Requests]
+"""Makes the requests of a batch, given the number (from 0) of its first row."""
+
+
+def request_source(job: Job, schema: pa.Schema) -> Source:
+    """What turns rows of a schema into a job's requests.
+
+    Raises:
+        TemplateError: a template has an error or names an unknown column.
+        JobError: the answer's schema cannot be read.
+    """
+    if isinstance(job.task, Raw):
+        return _raw_columns(job, job.task, schema) if job.task.body else _raw_file(job)
+    prompt = compile_prompt(job, schema)
+    kind = Kind(job.model or "", prompt.url)
+    too_large = _size_check(job.profile)
+
+    def render(batch: pa.RecordBatch, first_row: int) -> Requests:
+        bodies = prompt.bodies(batch)
+        lines = request_lines(job.name, prompt.url, bodies.texts, _salts(job, batch, first_row))
+        return Requests(lines, kind, too_large(lines, bodies.errors))
+
+    return render
+
+
+def _salts(job: Job, batch: pa.RecordBatch, first_row: int) -> list[bytes] | None:
+    if job.deduplicate:
+        return None
+    if not job.dataset.key:
+        return [b"%d" % row for row in range(first_row, first_row + batch.num_rows)]
+    keys = batch.select(list(job.dataset.key)).to_pylist()
+    return [msgspec.json.encode(list(key.values())) for key in keys]
+
+
+def _size_check(
+    profile: Profile,
+) -> Callable[[Sequence[RequestLine], dict[int, tuple[str, str]]], dict[int, tuple[str, str]]]:
+    def check(lines: Sequence[RequestLine], errors: dict[int, tuple[str, str]]) -> dict[int, tuple[str, str]]:
+        if max((len(line.line) for line in lines), default=0) <= profile.max_bytes:
+            return errors
+        large = {at: len(line.line) for at, line in enumerate(lines) if len(line.line) > profile.max_bytes}
+        return errors | {
+            at: ("too_large", f"the request has {size:,} bytes; one batch takes {profile.max_bytes:,}")
+            for at, size in large.items()
+        }
+
+    return check
+
+
+def _raw_columns(job: Job, task: Raw, schema: pa.Schema) -> Source:
+    column = task.body or ""
+    if column not in schema.names:
+        raise TemplateError(f"task.body: the dataset has no column {column!r}{did_you_mean(column, schema.names)}")
+    too_large = _size_check(job.profile)
+
+    def read(batch: pa.RecordBatch, first_row: int) -> Requests:
+        bodies, kinds, errors, problems = [], [], {}, []
+        for at, value in enumerate(batch[column].to_pylist()):
+            body, wrong = _raw_body(value)
+            if value is None:
+                errors[at] = ("null_input", f"column {column!r} is null")
+            elif wrong:
+                problems.append(Problem(f"row {first_row + at + 1}", f"{column}: {wrong}"))
+            kinds.append(Kind(str(body.get("model")), task.url))
+            bodies.append(canonical(body))
+        lines = request_lines(job.name, task.url, bodies, _salts(job, batch, first_row))
+        return Requests(lines, kinds, too_large(lines, errors), problems)
+
+    return read
+
+
+def _raw_body(value: Any) -> tuple[dict[str, Any], str]:
+    """A body out of a column, and what is wrong with it."""
+    if isinstance(value, str | bytes):
+        try:
+            value = msgspec.json.decode(value)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return {}, f"not valid JSON ({error})"
+    elif isinstance(value, dict):  # a struct column has every field in every row
+        value = {name: part for name, part in value.items() if part is not None}
+    if not isinstance(value, dict):
+        return {}, "not a JSON object"
+    if not isinstance(value.get("model"), str) or not value["model"]:
+        return value, "`model` is missing: name the model in every body"
+    return value, "`stream` is not possible in a batch" if value.get("stream") else ""
+
+
+def _raw_file(job: Job) -> Source:
+    endpoints = frozenset(job.profile.endpoints)
+
+    def read(batch: pa.RecordBatch, _first_row: int) -> Requests:
+        lines, kinds, problems = [], [], []
+        numbers, texts = (batch[name].to_pylist() for name in REQUEST_LINES.names)
+        for number, text in zip(numbers, texts, strict=True):
+            line = text.rstrip("\r").encode() + b"\n"
+            checked = check_line(line, endpoints)
+            if isinstance(checked, list):
+                problems += [Problem(f"{job.dataset.path}:{number}", rule) for rule in checked]
+                lines.append(RequestLine("", line))
+                kinds.append(Kind("", ""))
+            else:
+                lines.append(RequestLine(checked.custom_id, line))
+                kinds.append(Kind(checked.model, checked.url))
+        return Requests(lines, kinds, problems=problems)
+
+    return read

@@ -1,0 +1,176 @@
+"""Result parts: one row per request per attempt, and the index that finds the row that counts."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from overnight.answers import SETTLED, VERDICTS, Answer
+from overnight.ids import Hashes, Mask, id_hashes
+from overnight.parquet import open_parquet, read_batches
+
+_CACHE_BYTES = 48 << 20
+
+
+def result_schema(answer: Answer) -> pa.Schema:
+    """Columns of a result part. `raw` is the response's body (or the whole line where it failed), as it came."""
+    return pa.schema(
+        [
+            pa.field("custom_id", pa.string(), nullable=False),
+            pa.field("verdict", pa.string(), nullable=False),
+            pa.field("answer", answer.type),
+            *(pa.field(f"answer_{column.name}", column.type) for column in answer.columns),
+            pa.field("finish_reason", pa.string()),
+            pa.field("error_code", pa.string()),
+            pa.field("error_message", pa.string()),
+            pa.field("model", pa.string()),
+            pa.field("input_tokens", pa.int64()),
+            pa.field("output_tokens", pa.int64()),
+            pa.field("cached_tokens", pa.int64()),
+            pa.field("batch_id", pa.string()),
+            pa.field("raw", pa.string()),
+        ]
+    )
+
+
+def result_parts(folder: Path) -> list[Path]:
+    """All result parts of a job, oldest first: their names start with round and shard number."""
+    return sorted(folder.glob("*.parquet"))
+
+
+def settled_ids(parts: Sequence[Path]) -> list[Hashes]:
+    """Hashes of the requests that need not be sent again."""
+    kept = pa.array(sorted(SETTLED))
+    found: list[Hashes] = []
+    for part in parts:
+        for batch in read_batches(part, ["custom_id", "verdict"]):
+            settled = batch.filter(pa.compute.is_in(batch["verdict"], value_set=kept))
+            if settled.num_rows:
+                found.append(id_hashes(settled["custom_id"].to_pylist()))
+    return found
+
+
+class Found(NamedTuple):
+    """Where the results of some ids are: arrays of their length."""
+
+    part: npt.NDArray[np.int32]
+    row: npt.NDArray[np.int32]
+    """Row within the part."""
+    attempts: npt.NDArray[np.int32]
+    """How often the request was sent."""
+    present: Mask
+    """Whether there is any result."""
+
+
+class ResultIndex:
+    """Finds, for each custom_id, the result that counts: the best verdict, and of equals the latest.
+
+    Holds 20 bytes per request; the results themselves are read as they are asked for.
+    """
+
+    def __init__(self, parts: Sequence[Path]) -> None:
+        self._parts = list(parts)
+        hashes, ranks, of_part, rows = self._scan()
+        order = np.lexsort((-of_part, ranks, hashes))
+        ordered = hashes[order]
+        first = np.ones(len(ordered), dtype=np.bool_)
+        first[1:] = ordered[1:] != ordered[:-1]
+        starts = np.flatnonzero(first)
+        best = order[starts]
+        self._hashes, self._part, self._row = ordered[starts], of_part[best], rows[best]
+        self._attempts = np.diff(np.append(starts, len(ordered))).astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def _scan(self) -> tuple[Hashes, npt.NDArray[np.int8], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        rank = {verdict: place for place, verdict in enumerate(VERDICTS)}
+        hashes, ranks, parts, rows = [], [], [], []
+        for number, part in enumerate(self._parts):
+            at = 0
+            for batch in read_batches(part, ["custom_id", "verdict"]):
+                size = batch.num_rows
+                hashes.append(id_hashes(batch["custom_id"].to_pylist()))
+                ranks.append(np.fromiter(map(rank.__getitem__, batch["verdict"].to_pylist()), np.int8, size))
+                parts.append(np.full(size, number, np.int32))
+                rows.append(np.arange(at, at + size, dtype=np.int32))
+                at += size
+        if not hashes:
+            return np.empty(0, np.int64), np.empty(0, np.int8), np.empty(0, np.int32), np.empty(0, np.int32)
+        return np.concatenate(hashes), np.concatenate(ranks), np.concatenate(parts), np.concatenate(rows)
+
+    def find(self, custom_ids: Sequence[str]) -> Found:
+        """Looks ids up."""
+        hashes = id_hashes(custom_ids)
+        if not len(self._hashes):
+            none = np.zeros(len(hashes), dtype=np.int32)
+            return Found(none, none, none, none.astype(np.bool_))
+        at = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        return Found(self._part[at], self._row[at], self._attempts[at], self._hashes[at] == hashes)
+
+
+class ResultReader:
+    """Reads single rows of result parts, a row group at a time, keeping the last few in memory."""
+
+    def __init__(self, parts: Sequence[Path], schema: pa.Schema) -> None:
+        self._parts = list(parts)
+        self._schema = schema
+        self._groups: dict[int, npt.NDArray[np.int64]] = {}
+        self._cache: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+
+    def take(self, found: Found) -> pa.Table:
+        """The rows of `found`, in its order, with the reader's schema; nulls where there is no result."""
+        part, row = np.where(found.present, found.part, -1), found.row
+        group, within = np.zeros(len(part), np.int64), row.astype(np.int64)
+        for number in np.unique(part[found.present]).tolist():
+            mine = part == number
+            bounds = self._bounds(number)
+            group[mine] = np.searchsorted(bounds, row[mine], side="right") - 1
+            within[mine] = row[mine] - bounds[group[mine]]
+        pieces, places = [], []
+        for number, one in sorted(set(zip(part[found.present].tolist(), group[found.present].tolist(), strict=True))):
+            mine = np.flatnonzero((part == number) & (group == one))
+            pieces.append(self._group(number, one).take(pa.array(within[mine])))
+            places.append(mine)
+        return self._in_order(pieces, places, len(part))
+
+    def _in_order(self, pieces: list[pa.Table], places: list[npt.NDArray[np.int64]], size: int) -> pa.Table:
+        """Puts the pieces' rows at their places; a place that none has is null."""
+        table = pa.concat_tables([self._schema.empty_table(), *pieces]).combine_chunks()
+        back = np.full(size, -1, np.int64)
+        if places:
+            at = np.concatenate(places)
+            back[at] = np.arange(len(at))
+        return table.take(pa.array(back, mask=back < 0))
+
+    def _bounds(self, part: int) -> npt.NDArray[np.int64]:
+        """First row of each row group."""
+        if part not in self._groups:
+            with open_parquet(self._parts[part]) as opened:
+                sizes = [opened.metadata.row_group(n).num_rows for n in range(opened.num_row_groups)]
+            self._groups[part] = np.cumsum([0, *sizes[:-1]]).astype(np.int64)
+        return self._groups[part]
+
+    def _group(self, part: int, group: int) -> pa.Table:
+        key = (part, group)
+        if key not in self._cache:
+            with open_parquet(self._parts[part]) as opened:
+                names = [name for name in self._schema.names if name in opened.schema_arrow.names]
+                table = opened.read_row_group(group, columns=names, use_threads=False)
+            self._cache[key] = pa.table(
+                [
+                    table[f.name].cast(f.type) if f.name in names else pa.nulls(table.num_rows, f.type)
+                    for f in self._schema
+                ],
+                schema=self._schema,
+            )
+            while sum(kept.nbytes for kept in self._cache.values()) > _CACHE_BYTES and len(self._cache) > 1:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return self._cache[key]

@@ -1,0 +1,78 @@
+"""A run: a job at home, and what its build made. What the steps hand each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from overnight.dataset import Rows, open_dataset, save_frame
+from overnight.home import JobFolder, home_path
+from overnight.job import Job, Raw
+from overnight.jobfile import load_job
+from overnight.ledger import Ledger, NewShard
+
+
+@dataclass(frozen=True)
+class Run:
+    """A job and where its files lie."""
+
+    job: Job
+    home: Path
+
+    @property
+    def folder(self) -> JobFolder:
+        """The job's files."""
+        return JobFolder(self.home, self.job.name)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The home's ledger."""
+        return Ledger.of(self.home)
+
+    def rows(self) -> Rows:
+        """The job's dataset; a batch JSONL file comes as its lines."""
+        return open_dataset(
+            self.job.dataset, request_lines=isinstance(self.job.task, Raw) and self.job.task.body is None
+        )
+
+
+def open_run(job: Job | Mapping[str, Any] | Path | str, dataset: Any = None, home: str | None = None) -> Run:
+    """Reads a job, and finds its home.
+
+    Args:
+        job: a `Job`, its fields, or the path of its file.
+        dataset: a pandas DataFrame in place of the job's dataset; kept in the job's folder.
+        home: the folder of runs; else `OVERNIGHT_HOME`, else `data/runs`.
+
+    Raises:
+        JobError: the job is not valid.
+        HomeError: the home cannot be written to.
+        DatasetError: `dataset` is no DataFrame with rows and columns that Parquet can hold.
+    """
+    read = load_job(job)
+    folder = JobFolder(home_path(home), read.name)
+    if dataset is not None:
+        save_frame(dataset, folder.frame)
+        read = read.model_copy(update={"dataset": read.dataset.model_copy(update={"path": str(folder.frame)})})
+    return Run(read, folder.home)
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a build made."""
+
+    rows: int
+    unsendable: int
+    """Rows without a request: a null where text is needed, or too large."""
+    requests: int
+    """Distinct requests of the dataset."""
+    known: int
+    """Of those: answered before, or on their way."""
+    fingerprint: str
+    """Of the dataset that was read."""
+    shards: tuple[NewShard, ...]
+    """What is still to be sent, staged."""
+    superseded: tuple[int, ...] = ()
+    """Ids of planned shards of an earlier definition that were never sent: they give way."""

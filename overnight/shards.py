@@ -1,0 +1,115 @@
+"""Request files: a stream of lines cut under the provider's limits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from overnight.ledger import NewShard
+from overnight.profiles import Profile
+from overnight.tokens import BYTES_PER_TOKEN, estimated_tokens
+
+
+class Kind(NamedTuple):
+    """What all lines of one shard share."""
+
+    model: str
+    url: str
+
+
+class Limit(NamedTuple):
+    """The most that one shard may hold."""
+
+    requests: int
+    bytes: int
+    """Newlines included."""
+
+
+def shard_limit(profile: Profile) -> Limit:
+    """A shard's limits at a provider; a shard above the token queue's limit could never be enqueued."""
+    tokens = profile.max_enqueued_tokens
+    size = min(profile.max_bytes, tokens * BYTES_PER_TOKEN) if tokens else profile.max_bytes
+    return Limit(profile.max_requests, size)
+
+
+class ShardWriter:
+    """Writes lines of one kind into files `<round>-<number>.jsonl`."""
+
+    def __init__(
+        self, folder: Path, round_: int, numbers: Iterator[int], profile: Profile, kind: Kind, attempt: int = 1
+    ) -> None:
+        """Makes a writer; the first line makes the first file.
+
+        Args:
+            folder: where the files go.
+            round_: the round of all its shards.
+            numbers: gives each file its number, and is shared by the writers of a round.
+            profile: whose limits count.
+            kind: of all lines.
+            attempt: of all requests.
+        """
+        self._folder, self._round, self._numbers = folder, round_, numbers
+        self._profile, self._kind, self._attempt = profile, kind, attempt
+        self._limit = shard_limit(profile)
+        self._shards: list[NewShard] = []
+        self._count = 0
+
+    def write(self, lines: Sequence[bytes]) -> None:
+        """Appends lines, opening new files as the limits demand."""
+        while lines:
+            if not self._count:
+                self._open()
+            ends = list(accumulate(map(len, lines)))
+            fit = min(int(np.searchsorted(ends, self._limit.bytes - self._size, side="right")),
+                      self._limit.requests - self._count)  # fmt: skip
+            if fit > 0 or not self._count:
+                fit = max(fit, 1)
+                self._append(b"".join(lines[:fit]), fit)
+                lines = lines[fit:]
+            if lines:
+                self._close()
+
+    def finish(self) -> list[NewShard]:
+        """Ends the last file; returns all that were written."""
+        if self._count:
+            self._close()
+        return self._shards
+
+    def _open(self) -> None:
+        self._number = next(self._numbers)
+        path = self._folder / f"{self._round:04d}-{self._number:04d}.jsonl"
+        self._stream: BinaryIO = path.open("wb", buffering=1 << 20)
+        self._count = self._size = 0
+        identity = f"{self._kind.url} {self._profile.name} {self._profile.base_url}\n"
+        self._hash = hashlib.blake2b(identity.encode(), digest_size=16)
+
+    def _append(self, text: bytes, count: int) -> None:
+        self._stream.write(text)
+        self._hash.update(text)
+        self._count += count
+        self._size += len(text)
+
+    def _close(self) -> None:
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        self._shards.append(
+            NewShard(
+                round=self._round,
+                number=self._number,
+                key=self._hash.hexdigest(),
+                requests=self._count,
+                bytes=self._size,
+                tokens=estimated_tokens(self._size),
+                model=self._kind.model,
+                url=self._kind.url,
+                attempt=self._attempt,
+            )
+        )
+        self._count = 0

@@ -1,0 +1,49 @@
+"""The life of one batch attempt, as a state machine.
+
+::
+
+    uploading ──→ uploaded(file_id) ──→ creating ──→ submitted(batch_id) ──→ ended(status) ──→ collected
+                                           │  ↑          ↑                      │
+                                           │  └─ none ─┐ │ found                └──→ refused
+                                           └────→ unknown┴─┘                           ↑
+                                           └──────────── turned away ──────────────────┘
+
+`creating` is written before the paid call, so an attempt found in it (or in `unknown`) may have a batch at the
+provider: nothing is created again before a complete listing shows that there is none. `refused` ends an attempt that
+the provider turned away as a whole, at the create call or later (a full queue): its shard is planned again.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where one batch attempt stands."""
+
+    UPLOADING = "uploading"
+    UPLOADED = "uploaded"
+    CREATING = "creating"
+    UNKNOWN = "unknown"
+    SUBMITTED = "submitted"
+    ENDED = "ended"
+    COLLECTED = "collected"
+    REFUSED = "refused"
+
+
+STEPS: dict[State, frozenset[State]] = {
+    State.UPLOADING: frozenset({State.UPLOADED}),
+    State.UPLOADED: frozenset({State.CREATING, State.UPLOADING}),
+    State.CREATING: frozenset({State.SUBMITTED, State.UNKNOWN, State.REFUSED}),
+    State.UNKNOWN: frozenset({State.SUBMITTED, State.CREATING}),
+    State.SUBMITTED: frozenset({State.ENDED}),
+    State.ENDED: frozenset({State.COLLECTED, State.REFUSED}),
+    State.COLLECTED: frozenset(),
+    State.REFUSED: frozenset(),
+}
+"""What may follow what. Every step is one transaction of the ledger."""
+
+OPEN = frozenset(State) - {State.COLLECTED, State.REFUSED}
+"""Attempts that still have a step to take."""
+AT_PROVIDER = frozenset({State.CREATING, State.UNKNOWN, State.SUBMITTED})
+"""Attempts that have, or may have, a batch in the provider's queue."""

@@ -1,0 +1,169 @@
+"""The Batch API's lines and words: request lines out, result lines in.
+
+Result lines are read liberally (every deviation below was seen at a provider) and one at a time: a line that cannot be
+read costs that line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
+"""The statuses after which a batch does not change. Any other word means: not yet."""
+STATUS_WORDS = {
+    "success": "completed", "succeeded": "completed", "done": "completed", "canceled": "cancelled",
+    "timeout_exceeded": "expired", "cancellation_requested": "cancelling", "in_queue": "validating",
+    "queued": "validating", "running": "in_progress", "progress": "in_progress",
+}  # fmt: skip
+"""Other providers' words for OpenAI's statuses (SiliconFlow, Novita, Mistral, Together), in lower case."""
+
+
+def status_word(word: Any) -> str:
+    """A status in OpenAI's words; one that nobody knows passes through in lower case, and is not terminal."""
+    lowered = str(word or "unknown").lower()
+    return STATUS_WORDS.get(lowered, lowered)
+
+
+def request_lines(name: str, url: str, bodies: list[bytes], salts: list[bytes] | None = None) -> list[RequestLine]:
+    """Bodies as lines of a batch file.
+
+    Args:
+        name: the job's, which starts every id.
+        url: the endpoint, the same for all.
+        bodies: canonical JSON.
+        salts: mixed into the ids, one per body, to send equal bodies more than once.
+    """
+    head = b'{"custom_id":"' + name.encode() + b"-"
+    middle = b'","method":"POST","url":' + msgspec.json.encode(url) + b',"body":'
+    key = hashlib.blake2b(url.encode(), digest_size=32).digest()
+    blake = hashlib.blake2b
+    if salts is None:
+        digests = [blake(body, digest_size=16, key=key).hexdigest() for body in bodies]
+    else:
+        digests = [
+            blake(body + b"\0" + salt, digest_size=16, key=key).hexdigest()
+            for body, salt in zip(bodies, salts, strict=True)
+        ]
+    return [
+        RequestLine(f"{name}-{digest}", b"".join((head, digest.encode(), middle, body, b"}\n")))
+        for digest, body in zip(digests, bodies, strict=True)
+    ]
+
+
+class RequestLine(NamedTuple):
+    """One request, ready to be sent."""
+
+    custom_id: str
+    line: bytes
+    """JSON with its newline."""
+
+
+class _Id(msgspec.Struct):
+    custom_id: str
+
+
+def custom_ids(path: Path) -> Iterator[str]:
+    """The ids of a request file of ours, in its order."""
+    decode = msgspec.json.Decoder(_Id).decode
+    with path.open("rb") as lines:
+        for line in lines:
+            yield decode(line).custom_id
+
+
+class ResultLine(NamedTuple):
+    """One line of an output or error file."""
+
+    custom_id: str
+    status: int | None
+    """HTTP status of the request; None where the provider gives none."""
+    body: bytes | None
+    """The response's body as JSON."""
+    error_code: str | None
+    error_message: str | None
+
+
+class _Response(msgspec.Struct):
+    body: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    status_code: int | None = None
+
+
+class _Result(msgspec.Struct):
+    custom_id: str
+    response: _Response | None = None
+    error: Any = None
+
+
+_decode_result = msgspec.json.Decoder(_Result).decode
+
+
+def read_result(line: bytes) -> ResultLine:
+    """Reads one result line.
+
+    Raises:
+        ValueError: it is no JSON object with a custom_id.
+    """
+    try:
+        result = _decode_result(line)
+    except msgspec.ValidationError:
+        return _read_loosely(line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    response = result.response
+    if result.error is not None or response is None:
+        return _error_line(result)
+    if response.body is msgspec.UNSET:
+        return _read_loosely(line) if response.status_code is None else _success(result, None)
+    return _success(result, bytes(response.body))
+
+
+def _success(result: _Result, body: bytes | None) -> ResultLine:
+    status = result.response.status_code if result.response else None
+    if body is not None and body.startswith(b'"'):  # OGX sends the body as a JSON string
+        body = msgspec.json.decode(body, type=str).encode()
+    return ResultLine(result.custom_id, status, body, None, None)
+
+
+def _error_line(result: _Result) -> ResultLine:
+    """An error object in any of its shapes: with a code, with a type, as bare text, or missing altogether."""
+    error = result.error
+    known: dict[str, Any] = error if isinstance(error, dict) else {"message": error}
+    code = known.get("code") or known.get("type")
+    code = str(code) if code is not None else None
+    status = result.response.status_code if result.response else None
+    if status is None and code and re.fullmatch(r"[1-5]\d\d", code):  # DeepInfra gives the status as the code
+        status = int(code)
+    body = result.response.body if result.response else None
+    message = known.get("message")
+    return ResultLine(
+        result.custom_id,
+        status,
+        bytes(body) if isinstance(body, msgspec.Raw) else None,
+        code or "no_response",
+        str(message) if message is not None else None,
+    )
+
+
+def _read_loosely(line: bytes) -> ResultLine:
+    """Lines whose fields have unusual types, or the completion directly under `response` (Nebius)."""
+    loose = msgspec.json.decode(line)
+    if not isinstance(loose, dict) or not isinstance(loose.get("custom_id"), str):
+        raise ValueError("no object with a custom_id")  # noqa: TRY004 - a line's fault, not a caller's
+    response = loose.get("response")
+    if not isinstance(response, dict):
+        return _error_line(_Result(loose["custom_id"], None, loose.get("error") or response))
+    status = response.get("status_code")
+    if "body" not in response:
+        body, status = response, status if status is not None else 200
+    else:
+        body = response["body"]
+    number = int(str(status).split(".")[0]) if str(status)[:1].isdigit() else None
+    encoded = body.encode() if isinstance(body, str) else msgspec.json.encode(body)
+    typed = _Result(loose["custom_id"], _Response(msgspec.Raw(encoded), number), loose.get("error"))
+    return _error_line(typed) if typed.error is not None else _success(typed, encoded)

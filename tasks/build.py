@@ -1,0 +1,219 @@
+"""build: rows of the dataset become request files and a map from rows to custom_ids, in a staging folder."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from overnight.dataset import Rows
+from overnight.errors import DatasetError, HomeError, InvalidRequests, JobError, NoBatchApi, Problem
+from overnight.home import JobFolder
+from overnight.ids import IdSet, Mask, id_hashes
+from overnight.job import Job, Raw
+from overnight.ledger import Ledger
+from overnight.parquet import TableWriter, write_parquet
+from overnight.prompt import answer_of, url_of
+from overnight.requests import Requests, request_source
+from overnight.results import result_parts, settled_ids
+from overnight.run import Build, Run
+from overnight.shards import Kind, ShardWriter
+from overnight.tables import ROWS, joined_schema
+from overnight.wire import custom_ids
+
+_MOST_PROBLEMS = 1000
+
+
+def check_job(job: Job, rows: Rows) -> None:
+    """Checks what a job asks against its provider and its dataset's columns.
+
+    Raises:
+        NoBatchApi: the provider does not serve the task's endpoint in batches.
+        JobError: a column of the dataset has the name of one to be added, or `report.compare` names none.
+    """
+    url, profile = url_of(job), job.profile
+    if url not in profile.endpoints and not (isinstance(job.task, Raw) and job.task.body is None):
+        there = ", ".join(profile.endpoints)
+        raise NoBatchApi(f"{profile.name} has no batches for {url}, which task.kind {job.task.kind!r} needs; "
+                         f"it has: {there}")  # fmt: skip
+    joined_schema(rows.schema, answer_of(job), job.output.prefix)
+    if job.report.compare is not None and job.report.compare not in rows.schema.names:
+        raise JobError(f"report.compare names {job.report.compare!r}; the columns are: {', '.join(rows.schema.names)}")
+
+
+def known_requests(job: Job, folder: JobFolder, ledger: Ledger, superseded: set[int]) -> IdSet:
+    """The requests that are not to be sent: answered for good, or in a shard that is not settled."""
+    known = IdSet()
+    for hashes in settled_ids(result_parts(folder.results)):
+        known.add(hashes)
+    for shard in ledger.shards(job.name):
+        if not shard.settled and shard.id not in superseded:
+            known.add_all(custom_ids(folder.requests / shard.file_name))
+    return known
+
+
+def superseded_shards(job: Job, ledger: Ledger) -> set[int]:
+    """Ids of planned shards of another definition: never sent, they give way to the new build."""
+    before = ledger.job(job.name)
+    if before is None or before.definition == job.definition():
+        return set()
+    return {shard.id for shard in ledger.shards(job.name) if not shard.settled and shard.open_batch is None}
+
+
+class Builder:
+    """Streams rows into the staging folder."""
+
+    def __init__(self, job: Job, staging: Path, known: IdSet, round_: int) -> None:
+        self._job, self._staging, self._round = job, staging, round_
+        self._known, self._seen, self._keys = known, IdSet(), IdSet()
+        self._numbers = count()
+        self._writers: dict[Kind, ShardWriter] = {}
+        self._problems: list[Problem] = []
+        self._rows = self._unsendable = self._requests = self._skipped = 0
+
+    def build(self, rows: Rows) -> Build:
+        """Reads all rows once.
+
+        Raises:
+            DatasetError: a key is null or stands twice.
+            InvalidRequests: raw requests break rules; all are listed.
+        """
+        source = request_source(self._job, rows.schema)
+        about = {"fingerprint": rows.fingerprint}
+        with write_parquet(self._staging / "rows.parquet", ROWS.with_metadata(about)) as table:
+            for batch in rows.batches():
+                self._check_keys(batch)
+                self._take(source(batch, self._rows), batch.num_rows, table)
+                if len(self._problems) > _MOST_PROBLEMS:
+                    break
+        if self._problems:
+            raise InvalidRequests(f"{self._job.dataset.path} cannot be sent as it is:", self._problems)
+        shards = [shard for writer in self._writers.values() for shard in writer.finish()]
+        return Build(self._rows, self._unsendable, self._requests, self._skipped, rows.fingerprint,
+                     tuple(sorted(shards, key=lambda shard: shard.number)))  # fmt: skip
+
+    def _take(self, requests: Requests, rows: int, table: TableWriter) -> None:
+        self._problems += requests.problems
+        ids = [line.custom_id for line in requests.lines]
+        sendable = np.ones(rows, dtype=np.bool_)
+        sendable[list(requests.errors)] = False
+        hashes = id_hashes(ids)
+        new = np.zeros(rows, dtype=np.bool_)
+        new[sendable] = self._seen.add(hashes[sendable])
+        if isinstance(self._job.task, Raw) and self._job.task.body is None and not requests.problems:
+            self._refuse_twins(ids, sendable & ~new)
+        fresh = new & ~self._known.contains(hashes)
+        self._requests += int(new.sum())
+        self._skipped += int(new.sum() - fresh.sum())
+        self._unsendable += len(requests.errors)
+        self._send(requests, fresh)
+        table.write(_row_map(self._rows, ids, requests.errors))
+        self._rows += rows
+
+    def _send(self, requests: Requests, fresh: Mask) -> None:
+        at = np.flatnonzero(fresh).tolist()
+        if isinstance(requests.kinds, Kind):
+            self._writer(requests.kinds).write([requests.lines[one].line for one in at])
+        else:
+            for one in at:
+                self._writer(requests.kinds[one]).write([requests.lines[one].line])
+
+    def _writer(self, kind: Kind) -> ShardWriter:
+        if kind not in self._writers:
+            self._writers[kind] = ShardWriter(self._staging, self._round, self._numbers, self._job.profile, kind)
+        return self._writers[kind]
+
+    def _refuse_twins(self, ids: list[str], twins: Mask) -> None:
+        for at in np.flatnonzero(twins).tolist():
+            self._problems.append(
+                Problem(
+                    f"{self._job.dataset.path}, request {self._rows + at + 1}", f"custom_id {ids[at]!r} stands twice"
+                )
+            )
+
+    def _check_keys(self, batch: pa.RecordBatch) -> None:
+        if not (key := list(self._job.dataset.key)):
+            return
+        values = [tuple(row.values()) for row in batch.select(key).to_pylist()]
+        new = self._keys.add(id_hashes([repr(value) for value in values]))
+        bad = [at for at, value in enumerate(values) if not new[at] or None in value]
+        if bad:
+            raise DatasetError(
+                f"dataset.key ({', '.join(key)}) has to name each row once:",
+                [Problem(f"row {self._rows + at + 1}", _key_problem(key, values[at])) for at in bad],
+            )
+
+
+def _key_problem(key: list[str], value: tuple[Any, ...]) -> str:
+    shown = ", ".join(f"{name}={part!r}" for name, part in zip(key, value, strict=True))
+    return f"{shown} is null" if None in value else f"{shown} stands in an earlier row too"
+
+
+def _row_map(first: int, ids: list[str], errors: dict[int, tuple[str, str]]) -> pa.RecordBatch:
+    codes = [errors[at][0] if at in errors else None for at in range(len(ids))] if errors else None
+    messages = [errors[at][1] if at in errors else None for at in range(len(ids))] if errors else None
+    sent = [None if at in errors else one for at, one in enumerate(ids)] if errors else ids
+    columns = [
+        pa.array(np.arange(first, first + len(ids), dtype=np.int64)),
+        pa.array(sent, pa.string()),
+        pa.nulls(len(ids), pa.string()) if codes is None else pa.array(codes, pa.string()),
+        pa.nulls(len(ids), pa.string()) if messages is None else pa.array(messages, pa.string()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=ROWS)
+
+
+def check_definition(job: Job, ledger: Ledger) -> None:
+    """Refuses to build over open batches of another definition: their paid answers would be for nothing.
+
+    Raises:
+        HomeError: the job's name is in use.
+    """
+    before = ledger.job(job.name)
+    if before is None or before.definition == job.definition():
+        return
+    waiting = sum(not shard.settled and shard.open_batch is not None for shard in ledger.shards(job.name))
+    if waiting:
+        now = job.definition()
+        changed = ", ".join(sorted(key for key in now if now[key] != before.definition.get(key)))
+        raise HomeError(
+            f"the job {job.name!r} has {waiting} open batches with another {changed}: let them finish with the old job "
+            "file, give this job another name, or use another --home"
+        )
+
+
+def build_into(staging: Path, run: Run) -> Build:
+    """Builds into an empty folder; nothing else is written, and nobody is asked."""
+    job, folder, ledger = run.job, run.folder, run.ledger
+    rows = run.rows()
+    check_job(job, rows)
+    check_definition(job, ledger)
+    superseded = superseded_shards(job, ledger)
+    known = known_requests(job, folder, ledger, superseded)
+    build = Builder(job, staging, known, ledger.next_round(job.name)).build(rows)
+    return replace(build, superseded=tuple(sorted(superseded)))
+
+
+def stage(run: Run) -> Build:
+    """Builds into the job's staging folder; on an error nothing of it stays."""
+    staging = run.folder.staging
+    shutil.rmtree(staging, ignore_errors=True)
+    fresh = not run.folder.path.exists()
+    try:
+        staging.mkdir(parents=True)
+        return build_into(staging, run)
+    except BaseException:
+        shutil.rmtree(run.folder.path if fresh else staging, ignore_errors=True)
+        raise
+
+
+@task(name="build", cache_policy=NO_CACHE)
+def build_requests(run: Run) -> Build:
+    """Renders every row, and stages what is still to be sent."""
+    return stage(run)

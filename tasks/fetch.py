@@ -1,0 +1,54 @@
+"""fetch: the output and error files of an ended batch, byte for byte."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from overnight.connect import connect
+from overnight.errors import NotFound
+from overnight.ledger import Batch
+from overnight.provider import Provider
+from overnight.run import Run
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The files of one ended batch; None where the provider made none."""
+
+    batch: Batch
+    output: Path | None
+    error: Path | None
+
+
+def response_path(folder: Path, batch_id: str, kind: str) -> Path:
+    """Where a file goes; ids of some providers hold slashes (`batches/abc`)."""
+    return folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', batch_id)}.{kind}.jsonl"
+
+
+def fetch(provider: Provider, folder: Path, batch: Batch) -> Fetched:
+    """Downloads what is not there yet: a file that stands under its final name is whole."""
+    paths: dict[str, Path | None] = {"output": None, "error": None}
+    for kind, file_id in (("output", batch.output_file_id), ("error", batch.error_file_id)):
+        if not file_id:
+            continue
+        path = response_path(folder, batch.batch_id or str(batch.id), kind)
+        if not path.exists():
+            try:
+                provider.download(file_id, path)
+            except NotFound:
+                if kind == "output":
+                    raise
+                continue  # some providers name an error file that they never make
+        paths[kind] = path
+    return Fetched(batch, paths["output"], paths["error"])
+
+
+@task(name="fetch", task_run_name="fetch {batch.batch_id}", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=2)
+def fetch_files(run: Run, batch: Batch) -> Fetched:
+    """Downloads the files of an ended batch."""
+    return fetch(connect(run), run.folder.responses, batch)

@@ -1,0 +1,203 @@
+"""join: the joined table, one row per row of the dataset in its order, and the rows without an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from overnight.answers import Answer
+from overnight.dataset import Rows
+from overnight.errors import DatasetError, LedgerError, Unreconciled
+from overnight.ids import IdSet, Mask, id_hashes
+from overnight.parquet import open_parquet, read_batches, write_parquet
+from overnight.prices import Rates, job_rates
+from overnight.prompt import answer_of
+from overnight.results import Found, ResultIndex, ResultReader, result_parts, result_schema
+from overnight.run import Run
+from overnight.summary import Tally
+from overnight.tables import ROWS, joined_schema
+
+
+def check_rows(run: Run) -> Rows:
+    """The dataset, as long as it is the one that was built.
+
+    Raises:
+        DatasetError: its files changed since; joining them would put answers beside the wrong rows.
+        LedgerError: a build was interrupted.
+    """
+    rows, record = run.rows(), run.ledger.job(run.job.name)
+    if record is None or not run.folder.rows.exists():
+        raise LedgerError(f"the job {run.job.name!r} was not built here: run it first")
+    if rows.fingerprint != record.fingerprint:
+        raise DatasetError(
+            f"the dataset {run.job.dataset.path} changed while the job was under way: run the job again; requests that "
+            "have their answer are not sent again"
+        )
+    with open_parquet(run.folder.rows) as opened:
+        about = opened.schema_arrow.metadata or {}
+    if about.get(b"fingerprint", b"").decode() != record.fingerprint:
+        raise LedgerError("the last build was interrupted: run the job again")
+    return rows
+
+
+class RowMap:
+    """The map of rows, read in pieces of any size."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self._batches = batches
+        self._rest = pa.Table.from_batches([], ROWS)
+
+    def take(self, size: int) -> pa.RecordBatch:
+        """The next `size` rows.
+
+        Raises:
+            Unreconciled: the map has fewer.
+        """
+        while self._rest.num_rows < size:
+            if (more := next(self._batches, None)) is None:
+                raise Unreconciled("the dataset has more rows than were built: run the job again")
+            self._rest = pa.concat_tables([self._rest, pa.Table.from_batches([more]).replace_schema_metadata()])
+        taken, self._rest = self._rest.slice(0, size), self._rest.slice(size)
+        return pa.RecordBatch.from_arrays([column.combine_chunks() for column in taken.columns], schema=ROWS)
+
+
+class Joiner:
+    """Puts results beside rows, a batch of rows at a time."""
+
+    def __init__(self, index: ResultIndex, reader: ResultReader, answer: Answer, rates: Rates | None) -> None:
+        self._index, self._reader, self._answer, self._rates = index, reader, answer, rates
+        self._seen = IdSet()
+        self.tally = Tally(cost_usd=None if rates is None else 0.0)
+
+    def columns(self, row_map: pa.RecordBatch) -> list[pa.Array]:
+        """The added columns for a batch of rows, in the order of `added_fields`.
+
+        Raises:
+            Unreconciled: two custom_ids share a hash.
+        """
+        ids = row_map["custom_id"]
+        names = ids.to_pylist()
+        sent = ids.is_valid().to_numpy(zero_copy_only=False)
+        hashes = id_hashes([name or "" for name in names])
+        found = self._index.find([name or "" for name in names])
+        found = found._replace(present=found.present & sent)
+        results = self._reader.take(found)
+        wrong = pc.and_(pc.is_valid(results["custom_id"]), pc.not_equal(results["custom_id"], ids))
+        if pc.any(wrong).as_py():
+            raise Unreconciled("two custom_ids share a hash: run the job again")
+        first = np.zeros(len(names), dtype=np.bool_)
+        first[sent] = self._seen.add(hashes[sent])
+        added = self._assemble(row_map, results, found, first)
+        self._count(added, first)
+        return list(added.values())
+
+    def _assemble(self, row_map: pa.RecordBatch, results: pa.Table, found: Found, first: Mask) -> dict[str, pa.Array]:
+        column = {name: results[name].combine_chunks() for name in results.schema.names}
+        verdict = column["verdict"]
+        answered = pc.if_else(pc.equal(verdict, "retryable"), "failed", verdict)
+        status = pc.coalesce(answered, pc.if_else(pc.is_valid(row_map["error_code"]), "failed", "missing"))
+        lost = pc.and_(pc.is_null(verdict), pc.is_null(row_map["error_code"]))
+        answers = {"embedding" if self._answer.kind == "embedding" else "answer": column["answer"]}
+        answers |= {f"answer_{one.name}": column[f"answer_{one.name}"] for one in self._answer.columns}
+        return {
+            "custom_id": row_map["custom_id"],
+            "status": status,
+            **answers,
+            "finish_reason": column["finish_reason"],
+            "error_code": pc.coalesce(column["error_code"], row_map["error_code"], pc.if_else(lost, "missing", None)),
+            "error_message": pc.coalesce(column["error_message"], row_map["error_message"]),
+            "model": column["model"],
+            "input_tokens": column["input_tokens"],
+            "output_tokens": column["output_tokens"],
+            "cached_tokens": column["cached_tokens"],
+            "cost_usd": self._cost(column, first),
+            "batch_id": column["batch_id"],
+            "attempts": pa.array(np.where(found.present, found.attempts, 0).astype(np.int32)),
+        }
+
+    def _cost(self, column: dict[str, pa.Array], first: Mask) -> pa.Array:
+        """USD by row; rows that share a request after its first cost nothing, so that the column sums to the bill."""
+        size = len(first)
+        if self._rates is None:
+            return pa.nulls(size, pa.float64())
+        given, made, cached = (
+            pc.fill_null(column[name], 0).to_numpy(zero_copy_only=False).astype(np.float64)
+            for name in ("input_tokens", "output_tokens", "cached_tokens")
+        )
+        rates = self._rates
+        cost = (given - cached) * rates.input + cached * rates.cached + made * rates.output
+        return pa.array(np.where(first, cost, 0.0), mask=column["verdict"].is_null().to_numpy(zero_copy_only=False))
+
+    def _count(self, added: dict[str, pa.Array], first: Mask) -> None:
+        tally = self.tally
+        tally.rows += len(first)
+        tally.requests += int(first.sum())
+        for status, rows in _value_counts(added["status"]):
+            tally.statuses[status] += rows
+        failed = pc.not_equal(added["status"], "succeeded")
+        for status, code in zip(
+            added["status"].filter(failed).to_pylist(), added["error_code"].filter(failed).to_pylist(), strict=True
+        ):
+            tally.errors[status, code or "unknown"] += 1
+        distinct = pa.array(first)
+        tally.input_tokens += pc.sum(added["input_tokens"].filter(distinct)).as_py() or 0
+        tally.output_tokens += pc.sum(added["output_tokens"].filter(distinct)).as_py() or 0
+        tally.cached_tokens += pc.sum(added["cached_tokens"].filter(distinct)).as_py() or 0
+        if tally.cost_usd is not None:
+            tally.cost_usd += pc.sum(added["cost_usd"]).as_py() or 0.0
+
+    def compare(self, expected: pa.Array, answer: pa.Array, status: pa.Array) -> None:
+        """Counts how many answers are as expected."""
+        both = pc.and_(pc.equal(status, "succeeded"), pc.is_valid(expected))
+        same = pc.equal(pc.cast(expected, pa.string()), pc.cast(answer, pa.string()))
+        self.tally.compared += pc.sum(both).as_py() or 0
+        self.tally.agreed += pc.sum(pc.and_(both, pc.fill_null(same, False))).as_py() or 0
+
+
+def _value_counts(column: pa.Array) -> list[tuple[Any, int]]:
+    return [(one["values"], one["counts"]) for one in pc.value_counts(column).to_pylist()]
+
+
+def join(run: Run) -> Tally:
+    """Writes `joined.parquet` and `failed.parquet`; returns what they add up to.
+
+    Raises:
+        DatasetError: the dataset changed since it was built.
+        Unreconciled: the table would not have one row per row of the dataset.
+    """
+    rows, answer, job = check_rows(run), answer_of(run.job), run.job
+    parts = result_parts(run.folder.results)
+    wanted = pa.schema([field for field in result_schema(answer) if field.name != "raw"])
+    joiner = Joiner(ResultIndex(parts), ResultReader(parts, wanted), answer, job_rates(job))
+    schema = joined_schema(rows.schema, answer, job.output.prefix)
+    with ExitStack() as files:
+        joined = files.enter_context(write_parquet(run.folder.joined, schema))
+        failed = files.enter_context(write_parquet(run.folder.failed, schema))
+        row_map = RowMap(read_batches(run.folder.rows))
+        for batch in rows.batches():
+            added = joiner.columns(row_map.take(batch.num_rows))
+            whole = pa.RecordBatch.from_arrays([*batch.columns, *added], schema=schema)
+            joined.write(whole)
+            status = whole[job.output.prefix + "status"]
+            failed.write(whole.filter(pc.not_equal(status, "succeeded")))
+            if job.report.compare:
+                joiner.compare(batch[job.report.compare], added[2], status)
+        record = run.ledger.job(job.name)
+        if record is None or joiner.tally.rows != record.rows:
+            raise Unreconciled(
+                f"{joiner.tally.rows:,} rows were joined; the build had {record.rows if record else 0:,}"
+            )
+    return joiner.tally
+
+
+@task(name="join", cache_policy=NO_CACHE)
+def join_answers(run: Run) -> Tally:
+    """Joins all answers there are to the dataset."""
+    return join(run)

@@ -1,0 +1,54 @@
+"""plan: what a job would send and cost. Nothing is sent, and the job's folder is not touched."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from overnight.errors import InvalidRequests, NoBatchApi
+from overnight.planning import Plan, make_plan
+from overnight.provider import without_batch_api
+from overnight.run import Build, Run
+from overnight.summary import artifact_key
+from tasks.build import build_into
+from tasks.validate import staged_problems
+
+_SAMPLES = 3
+
+
+def plan(run: Run) -> Plan:
+    """Builds and validates in a temporary folder, and adds up.
+
+    Raises:
+        OvernightError: what `run` would refuse before it sends anything, except the provider's own answer.
+    """
+    if not run.job.profile.has_batch_api:
+        raise NoBatchApi(without_batch_api(run.job.profile))
+    with tempfile.TemporaryDirectory(prefix="overnight-plan-") as folder:
+        staging = Path(folder)
+        build = build_into(staging, run)
+        if problems := staged_problems(staging, build, run.job.profile):
+            raise InvalidRequests("the provider would refuse these requests:", problems)
+        return make_plan(run.job, build, _sample_bodies(staging, build))
+
+
+def _sample_bodies(staging: Path, build: Build) -> list[dict[str, Any]]:
+    if not build.shards:
+        return []
+    with (staging / build.shards[0].file_name).open("rb") as lines:
+        return [json.loads(line)["body"] for line in islice(lines, _SAMPLES)]
+
+
+@task(name="plan", cache_policy=NO_CACHE)
+def plan_requests(run: Run) -> Plan:
+    """Plans a job and publishes the plan."""
+    made = plan(run)
+    create_markdown_artifact(made.text, key=artifact_key("plan", run.job.name), description=f"plan of {run.job.name}")
+    return made

@@ -1,0 +1,80 @@
+"""validate: every rule of the provider on every staged file; then they are the job's, planned in the ledger."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from itertools import islice
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from overnight.connect import connect
+from overnight.errors import InvalidRequests, Problem
+from overnight.files import sync_folder
+from overnight.ledger import JobRecord
+from overnight.profiles import Profile
+from overnight.rules import check_lines
+from overnight.run import Build, Run
+
+_MOST_PROBLEMS = 1000
+
+
+def staged_problems(staging: Path, build: Build, profile: Profile) -> list[Problem]:
+    """What a provider would refuse in the staged files."""
+    problems: list[Problem] = []
+    for shard in build.shards:
+        with (staging / shard.file_name).open("rb") as lines:
+            found = check_lines(shard.file_name, lines, profile)
+            problems += islice(found, _MOST_PROBLEMS - len(problems))
+    return problems
+
+
+def plan_staged(run: Run, build: Build) -> None:
+    """Moves the staged files into place and plans them.
+
+    Killed before the ledger is written, the files are overwritten by the next build, which gets the same round.
+    """
+    folder, ledger, job = run.folder, run.ledger, run.job
+    folder.requests.mkdir(parents=True, exist_ok=True)
+    for shard in build.shards:
+        (folder.staging / shard.file_name).replace(folder.requests / shard.file_name)
+    (folder.staging / "rows.parquet").replace(folder.rows)
+    sync_folder(folder.requests)
+    sync_folder(folder.path)
+    record = JobRecord(
+        name=job.name,
+        job=job.model_dump(mode="json", by_alias=True),
+        definition=job.definition(),
+        fingerprint=build.fingerprint,
+        rows=build.rows,
+        requests=build.requests,
+        built_at=time.time(),
+    )
+    ledger.plan(record, build.shards, drop=build.superseded)
+    shutil.rmtree(folder.staging)
+
+
+def check_staged(run: Run, build: Build) -> None:
+    """The rules on every file; then, where something is to be sent, the provider's address and key."""
+    if problems := staged_problems(run.folder.staging, build, run.job.profile):
+        raise InvalidRequests("the provider would refuse these requests; nothing was sent:", problems)
+    if build.shards:
+        connect(run).check()
+
+
+@task(name="validate", cache_policy=NO_CACHE)
+def validate_requests(run: Run, build: Build) -> None:
+    """Checks the staged files, then address and key, and plans what is to be sent.
+
+    Raises:
+        InvalidRequests: rules are broken; lists every line.
+        Unauthorized, NoBatchApi, ProviderUnavailable: the provider cannot be used.
+    """
+    try:
+        check_staged(run, build)
+    except BaseException:
+        shutil.rmtree(run.folder.staging)
+        raise
+    plan_staged(run, build)
