@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,18 +14,19 @@ from overnight.errors import Problem, TemplateError
 from overnight.job import Job, Raw
 from overnight.profiles import Profile
 from overnight.prompt import canonical, compile_prompt
-from overnight.rules import check_line
+from overnight.rules import CheckedLine, check_line
 from overnight.shards import Kind
 from overnight.suggest import did_you_mean
-from overnight.wire import RequestLine, request_lines
+from overnight.wire import request_lines
 
 
 @dataclass(frozen=True)
 class Requests:
     """The requests of one batch of rows. All lists have one item per row."""
 
-    lines: Sequence[RequestLine]
-    """Meaningless where the row has an error."""
+    ids: list[str]
+    lines: list[bytes]
+    """Both are meaningless where the row has an error."""
     kinds: Kind | list[Kind]
     """One for all, or one per row."""
     errors: dict[int, tuple[str, str]] = field(default_factory=dict)
@@ -53,8 +54,8 @@ def request_source(job: Job, schema: pa.Schema) -> Source:
 
     def render(batch: pa.RecordBatch, first_row: int) -> Requests:
         bodies = prompt.bodies(batch)
-        lines = request_lines(job.name, prompt.url, bodies.texts, _salts(job, batch, first_row))
-        return Requests(lines, kind, too_large(lines, bodies.errors))
+        ids, lines = request_lines(job.name, prompt.url, bodies.texts, _salts(job, batch, first_row))
+        return Requests(ids, lines, kind, too_large(lines, bodies.errors))
 
     return render
 
@@ -68,13 +69,11 @@ def _salts(job: Job, batch: pa.RecordBatch, first_row: int) -> list[bytes] | Non
     return [msgspec.json.encode(list(key.values())) for key in keys]
 
 
-def _size_check(
-    profile: Profile,
-) -> Callable[[Sequence[RequestLine], dict[int, tuple[str, str]]], dict[int, tuple[str, str]]]:
-    def check(lines: Sequence[RequestLine], errors: dict[int, tuple[str, str]]) -> dict[int, tuple[str, str]]:
-        if max((len(line.line) for line in lines), default=0) <= profile.max_bytes:
+def _size_check(profile: Profile) -> Callable[[list[bytes], dict[int, tuple[str, str]]], dict[int, tuple[str, str]]]:
+    def check(lines: list[bytes], errors: dict[int, tuple[str, str]]) -> dict[int, tuple[str, str]]:
+        if max(map(len, lines), default=0) <= profile.max_bytes:
             return errors
-        large = {at: len(line.line) for at, line in enumerate(lines) if len(line.line) > profile.max_bytes}
+        large = {at: len(line) for at, line in enumerate(lines) if len(line) > profile.max_bytes}
         return errors | {
             at: ("too_large", f"the request has {size:,} bytes; one batch takes {profile.max_bytes:,}")
             for at, size in large.items()
@@ -99,8 +98,8 @@ def _raw_columns(job: Job, task: Raw, schema: pa.Schema) -> Source:
                 problems.append(Problem(f"row {first_row + at + 1}", f"{column}: {wrong}"))
             kinds.append(Kind(str(body.get("model")), task.url))
             bodies.append(canonical(body))
-        lines = request_lines(job.name, task.url, bodies, _salts(job, batch, first_row))
-        return Requests(lines, kinds, too_large(lines, errors), problems)
+        ids, lines = request_lines(job.name, task.url, bodies, _salts(job, batch, first_row))
+        return Requests(ids, lines, kinds, too_large(lines, errors), problems)
 
     return read
 
@@ -125,18 +124,17 @@ def _raw_file(job: Job) -> Source:
     endpoints = frozenset(job.profile.endpoints)
 
     def read(batch: pa.RecordBatch, _first_row: int) -> Requests:
-        lines, kinds, problems = [], [], []
+        ids, lines, kinds, problems = [], [], [], []
         numbers, texts = (batch[name].to_pylist() for name in REQUEST_LINES.names)
         for number, text in zip(numbers, texts, strict=True):
             line = text.rstrip("\r").encode() + b"\n"
             checked = check_line(line, endpoints)
             if isinstance(checked, list):
                 problems += [Problem(f"{job.dataset.path}:{number}", rule) for rule in checked]
-                lines.append(RequestLine("", line))
-                kinds.append(Kind("", ""))
-            else:
-                lines.append(RequestLine(checked.custom_id, line))
-                kinds.append(Kind(checked.model, checked.url))
-        return Requests(lines, kinds, problems=problems)
+                checked = CheckedLine("", "", "")
+            ids.append(checked.custom_id)
+            lines.append(line)
+            kinds.append(Kind(checked.model, checked.url))
+        return Requests(ids, lines, kinds, problems=problems)
 
     return read

@@ -31,7 +31,15 @@ def status_word(word: Any) -> str:
     return STATUS_WORDS.get(lowered, lowered)
 
 
-def request_lines(name: str, url: str, bodies: list[bytes], salts: list[bytes] | None = None) -> list[RequestLine]:
+class RequestLines(NamedTuple):
+    """Requests, ready to be sent."""
+
+    ids: list[str]
+    lines: list[bytes]
+    """JSON with its newline, one per id."""
+
+
+def request_lines(name: str, url: str, bodies: list[bytes], salts: list[bytes] | None = None) -> RequestLines:
     """Bodies as lines of a batch file.
 
     Args:
@@ -40,29 +48,15 @@ def request_lines(name: str, url: str, bodies: list[bytes], salts: list[bytes] |
         bodies: canonical JSON.
         salts: mixed into the ids, one per body, to send equal bodies more than once.
     """
-    head = b'{"custom_id":"' + name.encode() + b"-"
-    middle = b'","method":"POST","url":' + msgspec.json.encode(url) + b',"body":'
-    key = hashlib.blake2b(url.encode(), digest_size=32).digest()
-    blake = hashlib.blake2b
-    if salts is None:
-        digests = [blake(body, digest_size=16, key=key).hexdigest() for body in bodies]
-    else:
-        digests = [
-            blake(body + b"\0" + salt, digest_size=16, key=key).hexdigest()
-            for body, salt in zip(bodies, salts, strict=True)
-        ]
-    return [
-        RequestLine(f"{name}-{digest}", b"".join((head, digest.encode(), middle, body, b"}\n")))
-        for digest, body in zip(digests, bodies, strict=True)
-    ]
-
-
-class RequestLine(NamedTuple):
-    """One request, ready to be sent."""
-
-    custom_id: str
-    line: bytes
-    """JSON with its newline."""
+    key, blake = hashlib.blake2b(url.encode(), digest_size=32).digest(), hashlib.blake2b
+    hashed = bodies if salts is None else [b"%b\0%b" % pair for pair in zip(bodies, salts, strict=True)]
+    digests = [blake(body, digest_size=16, key=key).hexdigest() for body in hashed]
+    pattern = b'{"custom_id":"%b-%%b","method":"POST","url":%b,"body":%%b}\n' % (
+        name.encode(),
+        msgspec.json.encode(url),
+    )
+    lines = [pattern % pair for pair in zip(map(str.encode, digests), bodies, strict=True)]
+    return RequestLines([f"{name}-{digest}" for digest in digests], lines)
 
 
 class _Id(msgspec.Struct):

@@ -101,7 +101,7 @@ class Builder:
 
     def _take(self, requests: Requests, rows: int, table: TableWriter) -> None:
         self._problems += requests.problems
-        ids = [line.custom_id for line in requests.lines]
+        ids = requests.ids
         sendable = np.ones(rows, dtype=np.bool_)
         sendable[list(requests.errors)] = False
         hashes = id_hashes(ids)
@@ -120,10 +120,12 @@ class Builder:
     def _send(self, requests: Requests, fresh: Mask) -> None:
         at = np.flatnonzero(fresh).tolist()
         if isinstance(requests.kinds, Kind):
-            self._writer(requests.kinds).write([requests.lines[one].line for one in at])
+            self._writer(requests.kinds).write(
+                [requests.lines[one] for one in at] if len(at) < len(fresh) else requests.lines
+            )
         else:
             for one in at:
-                self._writer(requests.kinds[one]).write([requests.lines[one].line])
+                self._writer(requests.kinds[one]).write([requests.lines[one]])
 
     def _writer(self, kind: Kind) -> ShardWriter:
         if kind not in self._writers:

@@ -1,0 +1,282 @@
+"""Build, validate, parse and join against the guide's plain-Python way: rows/s, ratio, peak memory.
+
+    python -m tests.benchmarks.stages [--rows 200000] [--large 2000000]
+
+Every measurement is a process of its own; the ways take turns, and the median of three counts. Times differ between
+machines; the ratios hold. `--large` repeats overnight's stages on more rows, to show that memory stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROUNDS = 3
+WORDS = 'the a kettle lamp works breaks quickly très günstig 好 price button again never love hate 🙂 "quoted" it\'s'.split()
+JOB = {
+    "name": "bench",
+    "task": {
+        "kind": "generate",
+        "system": "Classify the text as one of: positive, negative.",
+        "prompt": "{{ title }}\n{{ text }}",
+    },
+    "model": "some-model",
+    "parameters": {"max_tokens": 64, "temperature": 0},
+    "provider": {"profile": "custom", "base_url": "http://127.0.0.1:9/v1"},
+}
+
+
+class Measured(NamedTuple):
+    """One stage done one way."""
+
+    seconds: float
+    peak_mb: float
+    """Highest resident memory of the process, in MiB."""
+
+
+def main() -> None:
+    """Runs everything and prints a Markdown table."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--rows", type=int, default=200_000)
+    options.add_argument("--large", type=int, default=0)
+    options.add_argument("--one", nargs=3, metavar=("STAGE", "WAY", "FOLDER"), help=argparse.SUPPRESS)
+    given = options.parse_args()
+    if given.one:
+        stage, way, folder = given.one
+        print(json.dumps(measure(stage, way, Path(folder))))  # noqa: T201 - read by the parent
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        compare(Path(folder) / "small", given.rows, ("plain", "overnight"))
+        if given.large:
+            compare(Path(folder) / "large", given.large, ("overnight",))
+
+
+def compare(folder: Path, rows: int, ways: tuple[str, ...]) -> None:
+    """Measures all stages on new data and prints them."""
+    make_dataset(folder, rows)
+    print(f"\n{rows:,} rows\n\n| stage | way | rows/s | ratio | peak MiB |\n| --- | --- | --- | --- | --- |")  # noqa: T201
+    for stage in ("build", "validate", "parse", "join"):
+        taken: dict[str, list[Measured]] = {way: [] for way in ways}
+        for _ in range(ROUNDS if len(ways) > 1 else 1):
+            for way in ways:
+                taken[way].append(in_process(stage, way, folder))
+        seconds = {way: statistics.median(one.seconds for one in taken[way]) for way in ways}
+        for way in ways:
+            ratio = f"{seconds[ways[0]] / seconds[way]:.1f}" if len(ways) > 1 else "–"
+            peak = max(one.peak_mb for one in taken[way])
+            print(f"| {stage} | {way} | {rows / seconds[way]:,.0f} | {ratio} | {peak:.0f} |", flush=True)  # noqa: T201
+
+
+def in_process(stage: str, way: str, folder: Path) -> Measured:
+    """Measures in a fresh process."""
+    command = [sys.executable, "-m", "tests.benchmarks.stages", "--one", stage, way, str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - this very script
+    return Measured(*json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(stage: str, way: str, folder: Path) -> Measured:
+    """Runs one stage; imports and preparation do not count."""
+    run = STAGES[stage, way](folder)
+    started = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - started
+    unit = 1024 if sys.platform != "darwin" else 1024 * 1024
+    return Measured(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+
+
+def make_dataset(folder: Path, rows: int) -> None:
+    """Rows of about 400 bytes of varied text."""
+    import pyarrow as pa  # noqa: PLC0415 - not in the processes that are measured
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    folder.mkdir()
+    chosen = random.Random(7)  # noqa: S311 - the same data in every run
+    schema = pa.schema([("id", pa.int64()), ("title", pa.string()), ("text", pa.string())])
+    with pq.ParquetWriter(folder / "dataset.parquet", schema) as writer:
+        for start in range(0, rows, 10_000):
+            ids = range(start, min(start + 10_000, rows))
+            texts = [" ".join(chosen.choices(WORDS, k=65)) for _ in ids]
+            writer.write_table(pa.table([list(ids), [f"Review {n}" for n in ids], texts], schema=schema))
+
+
+def output_line(custom_id: str, number: int) -> bytes:
+    """A result line of about 800 bytes, as OpenAI writes it."""
+    body = {
+        "id": f"chatcmpl-{number:024d}", "object": "chat.completion", "created": 1_790_000_000 + number,
+        "model": "some-model-2026-08-01",
+        "choices": [{"index": 0, "message": {
+            "role": "assistant", "content": f"Überraschend gut 🙂: answer {number}, \"as asked\". " * 3,
+            "tool_calls": None, "refusal": None, "annotations": []}, "logprobs": None, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 120 + number % 9, "completion_tokens": 20, "total_tokens": 140,
+                  "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+                  "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0}},
+        "service_tier": "default", "system_fingerprint": "fp_0123456789",
+    }  # fmt: skip
+    response = {"status_code": 200, "request_id": f"req_{number:032d}", "body": body}
+    line = {"id": f"batch_req_{number:024d}", "custom_id": custom_id, "response": response, "error": None}
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+
+
+def _run(folder: Path) -> Any:
+    from overnight.run import open_run  # noqa: PLC0415 - only the measured way is imported
+
+    os.environ["OVERNIGHT_HOME"] = str(folder / "home")
+    return open_run({**JOB, "dataset": {"path": str(folder / "dataset.parquet")}})
+
+
+def _overnight_build(folder: Path) -> Callable[[], Any]:
+    from tasks.build import stage  # noqa: PLC0415
+
+    run = _run(folder)
+    return lambda: stage(run)
+
+
+def _built(folder: Path) -> Any:
+    """The build's outcome, kept from one process to the next."""
+    from tasks.build import stage  # noqa: PLC0415
+
+    run = _run(folder)
+    kept = folder / "build.json"
+    if not kept.exists():
+        build = stage(run)
+        kept.write_text(json.dumps([shard.file_name for shard in build.shards]))
+    return run, json.loads(kept.read_text())
+
+
+def _overnight_validate(folder: Path) -> Callable[[], Any]:
+    from overnight.rules import check_lines  # noqa: PLC0415
+
+    run, names = _built(folder)
+
+    def check() -> None:
+        for name in names:
+            with (run.folder.staging / name).open("rb") as lines:
+                problems = list(check_lines(name, lines, run.job.profile))
+            if problems:
+                raise AssertionError(problems[0])
+
+    return check
+
+
+def _outputs(folder: Path) -> tuple[Any, list[tuple[Path, Path]]]:
+    """Request files and an output file for each, in another order than the requests."""
+    from overnight.wire import custom_ids  # noqa: PLC0415
+
+    run, names = _built(folder)
+    pairs = []
+    for number, name in enumerate(names):
+        output = folder / f"{name}.output"
+        if not output.exists():
+            ids = list(custom_ids(run.folder.staging / name))
+            random.Random(number).shuffle(ids)  # noqa: S311
+            with output.open("wb") as stream:
+                stream.writelines(output_line(custom_id, at) for at, custom_id in enumerate(ids))
+        pairs.append((run.folder.staging / name, output))
+    return run, pairs
+
+
+def _overnight_parse(folder: Path) -> Callable[[], Any]:
+    from overnight.ledger import Batch  # noqa: PLC0415
+    from overnight.prompt import answer_of  # noqa: PLC0415
+    from overnight.states import State  # noqa: PLC0415
+    from tasks.fetch import Fetched  # noqa: PLC0415
+    from tasks.parse import parse  # noqa: PLC0415
+
+    run, pairs = _in_child(folder)
+
+    def parse_all() -> None:
+        for number, (requests, output) in enumerate(pairs):
+            batch = Batch(number, number, "token", State.ENDED, 0.0, batch_id=f"batch_{number}", status="completed")
+            part = run.folder.results / f"0001-{number:04d}-{number:06d}.parquet"
+            parse(Fetched(batch, output, None), requests, part, answer_of(run.job))
+
+    return parse_all
+
+
+def _in_child(folder: Path) -> tuple[Any, list[tuple[Path, Path]]]:
+    """Prepares the files in a child, so that making them does not count as this process' memory."""
+    child = os.fork()
+    if child == 0:
+        _outputs(folder)
+        os._exit(0)
+    os.waitpid(child, 0)
+    return _outputs(folder)
+
+
+def _overnight_join(folder: Path) -> Callable[[], Any]:
+    from overnight.ledger import JobRecord  # noqa: PLC0415
+    from tasks.join import join  # noqa: PLC0415
+
+    run, _ = _in_child(folder)
+    if not run.folder.rows.exists():
+        shutil.copy(run.folder.staging / "rows.parquet", run.folder.rows)
+        rows = run.rows()
+        count = sum(batch.num_rows for batch in rows.batches())
+        run.ledger.plan(JobRecord(run.job.name, {}, run.job.definition(), rows.fingerprint, count, count, 0.0), [])
+    return lambda: join(run)
+
+
+def _plain_requests(folder: Path) -> Path:
+    requests = folder / "plain.jsonl"
+    if not requests.exists():
+        from tests.benchmarks import plain  # noqa: PLC0415
+
+        child = os.fork()
+        if child == 0:
+            plain.build(folder / "dataset.parquet", requests)
+            os._exit(0)
+        os.waitpid(child, 0)
+    return requests
+
+
+def _plain_output(folder: Path) -> Path:
+    merged = folder / "plain.output"
+    if not merged.exists():
+        with merged.open("wb") as stream:
+            for _, output in _in_child(folder)[1]:
+                with output.open("rb") as part:
+                    shutil.copyfileobj(part, stream)
+    return merged
+
+
+def _plain(stage: str) -> Callable[[Path], Callable[[], Any]]:
+    def prepare(folder: Path) -> Callable[[], Any]:
+        from tests.benchmarks import plain  # noqa: PLC0415
+
+        dataset, parsed = folder / "dataset.parquet", folder / "plain.parquet"
+        if stage == "build":
+            return lambda: plain.build(dataset, folder / "plain.jsonl")
+        if stage == "validate":
+            requests = _plain_requests(folder)
+            return lambda: plain.validate(requests)
+        if stage == "parse":
+            output = _plain_output(folder)
+            return lambda: plain.parse(output, parsed)
+        run, _ = _in_child(folder)
+        return lambda: plain.join(dataset, parsed, run.folder.staging / "rows.parquet", folder / "plain.joined.parquet")
+
+    return prepare
+
+
+STAGES: dict[tuple[str, str], Callable[[Path], Callable[[], Any]]] = {
+    ("build", "overnight"): _overnight_build,
+    ("validate", "overnight"): _overnight_validate,
+    ("parse", "overnight"): _overnight_parse,
+    ("join", "overnight"): _overnight_join,
+    **{(stage, "plain"): _plain(stage) for stage in ("build", "validate", "parse", "join")},
+}
+
+if __name__ == "__main__":
+    main()
