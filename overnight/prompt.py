@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -65,6 +65,8 @@ class Prompt:
     slots: tuple[str | Template, ...]
     """What fills the pattern, in order: a column's name, or a template."""
     templates: tuple[Template, ...]
+    frame: int
+    """Bytes of every body that are no prompt: keys, parameters, the model."""
     _renderers: dict[str, Callable[[pa.RecordBatch], Any]] = field(default_factory=dict, compare=False)
 
     def bodies(self, batch: pa.RecordBatch) -> Bodies:
@@ -103,7 +105,17 @@ def compile_prompt(job: Job, schema: pa.Schema) -> Prompt:
     answer = answer_of(job)
     body = _body(job, answer, marks)
     pattern, slots = marks.split(canonical({**body, **job.parameters, "model": job.model}))
-    return Prompt(url_of(job), pattern, tuple(slots), tuple(marks.templates.values()))
+    said = sum(len(escape(text)) for text in _texts(body)) - sum(map(len, marks.templates))
+    said += sum(len(escape(text)) for one in marks.templates.values() if one.plain for text in one.parts[0::2])
+    schema = len(canonical(answer.schema)) if answer.schema else 0
+    frame = len(pattern.replace(b"%b", b"").replace(b"%%", b"%")) - said - schema
+    return Prompt(url_of(job), pattern, tuple(slots), tuple(marks.templates.values()), max(0, frame))
+
+
+def _texts(body: Mapping[str, Any]) -> Iterator[str]:
+    """The texts of a body that are prompt."""
+    yield from (message["content"] for message in body.get("messages", ()))
+    yield from (body[name] for name in ("input", "prompt", "instructions") if name in body)
 
 
 def url_of(job: Job) -> str:

@@ -35,6 +35,8 @@ class Requests:
     """What has to be mended in the dataset before anything is sent."""
 
 
+_RAW_FRAME = 200
+"""About what ids, keys and parameters take in a raw request line, in bytes."""
 Source = Callable[[pa.RecordBatch, int], Requests]
 """Makes the requests of a batch, given the number (from 0) of its first row."""
 
@@ -49,7 +51,8 @@ def request_source(job: Job, schema: pa.Schema) -> Source:
     if isinstance(job.task, Raw):
         return _raw_columns(job, job.task, schema) if job.task.body else _raw_file(job)
     prompt = compile_prompt(job, schema)
-    kind = Kind(job.model or "", prompt.url)
+    envelope = len(request_lines(job.name, prompt.url, [b""]).lines[0])
+    kind = Kind(job.model or "", prompt.url, envelope + prompt.frame)
     too_large = _size_check(job.profile)
 
     def render(batch: pa.RecordBatch, first_row: int) -> Requests:
@@ -96,7 +99,7 @@ def _raw_columns(job: Job, task: Raw, schema: pa.Schema) -> Source:
                 errors[at] = ("null_input", f"column {column!r} is null")
             elif wrong:
                 problems.append(Problem(f"row {first_row + at + 1}", f"{column}: {wrong}"))
-            kinds.append(Kind(str(body.get("model")), task.url))
+            kinds.append(Kind(str(body.get("model")), task.url, _RAW_FRAME))
             bodies.append(canonical(body))
         ids, lines = request_lines(job.name, task.url, bodies, _salts(job, batch, first_row))
         return Requests(ids, lines, kinds, too_large(lines, errors), problems)
@@ -134,7 +137,7 @@ def _raw_file(job: Job) -> Source:
                 checked = CheckedLine("", "", "")
             ids.append(checked.custom_id)
             lines.append(line)
-            kinds.append(Kind(checked.model, checked.url))
+            kinds.append(Kind(checked.model, checked.url, _RAW_FRAME))
         return Requests(ids, lines, kinds, problems=problems)
 
     return read

@@ -21,6 +21,8 @@ class Kind(NamedTuple):
 
     model: str
     url: str
+    frame: int = 0
+    """Bytes of every line that are no prompt: ids, keys, parameters."""
 
 
 class Limit(NamedTuple):
@@ -106,7 +108,7 @@ class ShardWriter:
                 key=self._hash.hexdigest(),
                 requests=self._count,
                 bytes=self._size,
-                tokens=estimated_tokens(self._size),
+                tokens=estimated_tokens(self._count, max(0, self._size - self._count * self._kind.frame)),
                 model=self._kind.model,
                 url=self._kind.url,
                 attempt=self._attempt,

@@ -6,6 +6,10 @@ OpenAI's o200k vocabulary makes 4.6 bytes a token of English and 4 to 5 of Chine
 BYTES_PER_TOKEN = 4
 
 
-def estimated_tokens(size: int) -> int:
-    """Input tokens of requests of `size` bytes."""
-    return -(-size // BYTES_PER_TOKEN)
+_REQUEST_TOKENS = 8
+"""What a chat format adds to each request."""
+
+
+def estimated_tokens(requests: int, prompt_bytes: int) -> int:
+    """Input tokens of some requests whose prompts and schemas have so many bytes of text."""
+    return -(-prompt_bytes // BYTES_PER_TOKEN) + requests * _REQUEST_TOKENS

@@ -9,7 +9,8 @@ import openai
 import pytest
 from openai import OpenAI
 from openai.types import Batch
-from test_endpoint_support import (
+
+from tests.test_endpoint_support import (
     Planned,
     client,
     create_batch,

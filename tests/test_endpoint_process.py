@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx2
 import openai
 import pytest
-from test_endpoint_support import client, command, endpoint, health
+
+from tests.test_endpoint_support import client, command, endpoint, health
 
 
 def test_a_second_server_on_the_same_directory_leaves_with_3_and_says_who_holds_it(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import httpx2
 import openai
 import pytest
 from openai import OpenAI
-from test_endpoint_support import (
+
+from tests.test_endpoint_support import (
     Endpoint,
     client,
     create_batch,
@@ -135,7 +136,7 @@ def test_real_time_chat_goes_to_the_same_model(sdk: OpenAI) -> None:
 def test_json_objects_and_plain_completions_are_answered(sdk: OpenAI) -> None:
     message: Any = {"role": "user", "content": 'Repeat: {"a": 1}'}
     said = sdk.chat.completions.create(
-        model=MODEL, messages=[message], response_format={"type": "json_object"}, max_tokens=200, temperature=0
+        model=MODEL, messages=[message], response_format={"type": "json_object"}, max_tokens=40, temperature=0
     )
     assert said.choices[0].finish_reason == "length" or json.loads(said.choices[0].message.content or "") is not None
     text = sdk.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=5, stop=["\n\n"])
