@@ -35,9 +35,9 @@ _FIELD_TYPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def label_schema(labels: Iterable[str]) -> dict[str, Any]:
+def label_schema(name: str, labels: Iterable[str]) -> dict[str, Any]:
     """The strict schema of one label out of a list."""
-    return _closed({"label": {"type": "string", "enum": list(labels)}})
+    return _closed({name: {"type": "string", "enum": list(labels)}})
 
 
 def object_schema(fields: Mapping[str, str]) -> dict[str, Any]:
@@ -286,7 +286,7 @@ def _structured_label(text: str) -> str:
         value = msgspec.json.decode(text)
     except msgspec.DecodeError:
         return text
-    return str(value.get("label", "")) if isinstance(value, dict) else str(value)
+    return str(next(iter(value.values()), "")) if isinstance(value, dict) else str(value)
 
 
 def _plain(label: str) -> str:

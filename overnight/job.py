@@ -84,6 +84,8 @@ class Classify(_Part):
     """What to classify."""
     labels: tuple[str, ...] | dict[str, str] = Field(min_length=2)
     """The labels; or label: description, where a label needs explaining."""
+    label_name: str = Field(default="label", pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
+    """What the labels tell, in a word: `sentiment`, `topic`, `urgency`. Small models answer better when it is said."""
     instructions: str | None = None
     """One more sentence for the model, such as what the texts are."""
 

@@ -58,8 +58,6 @@ def _answering(data: Path) -> str | None:
         health = httpx2.get(address.removesuffix("/v1") + "/healthz", timeout=5).json()
     except (OSError, ValueError, KeyError, httpx2.HTTPError):
         return None
-    if health.get("status") == "failed":
-        raise Terminal(f"the embedded endpoint cannot serve: {health.get('error')}")
     return address if health.get("ready") else None
 
 

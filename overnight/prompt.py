@@ -148,9 +148,9 @@ def answer_of(job: Job) -> Answer:
             return Answer.moderation()
         case Raw():
             return Answer.raw()
-        case Classify(labels=labels):
+        case Classify(labels=labels, label_name=name):
             structured = job.profile.structured_output == "json_schema"
-            return Answer.label(tuple(labels), label_schema(labels) if structured else None)
+            return Answer.label(tuple(labels), label_schema(name, labels) if structured else None)
         case Extract(fields=fields):
             return Answer.structured(object_schema(fields))
         case Generate(output_schema=schema) | Respond(output_schema=schema) if schema is not None:
@@ -224,10 +224,13 @@ def _chat(task: Generate | Summarize | Translate | Classify | Extract, answer: A
             origin = f" from {task.source_language}" if task.source_language else ""
             form = "Reply with the translation and nothing else."
             return Chat(f"You translate texts{origin} into {task.target_language}. {form}", user)
-        case Classify(labels=labels):
-            named = [f"{one} ({labels[one]})" for one in labels] if isinstance(labels, Mapping) else labels
+        case Classify(labels=labels, label_name=name):
+            named = [f"{one} ({labels[one]})" for one in labels] if isinstance(labels, Mapping) else list(labels)
+            wanted = f"{', '.join(named[:-1])} or {named[-1]}"
+            role = f"You are a {name} classifier." if name != "label" else "You are a classifier."
             form = "" if answer.schema else "Reply with the label and nothing else."
-            return Chat(_sentences(f"Classify the text as one of: {', '.join(named)}.", task.instructions, form), user)
+            system = _sentences(role, f"Decide whether the text is {wanted}.", task.instructions, form)
+            return Chat(system, user)
         case Extract():
             form = "Give each field as the text states it, and null where it does not."
             return Chat(_sentences("You extract facts from texts.", form, task.instructions), user)

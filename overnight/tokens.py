@@ -13,3 +13,8 @@ _REQUEST_TOKENS = 8
 def estimated_tokens(requests: int, prompt_bytes: int) -> int:
     """Input tokens of some requests whose prompts and schemas have so many bytes of text."""
     return -(-prompt_bytes // BYTES_PER_TOKEN) + requests * _REQUEST_TOKENS
+
+
+def frame_bytes(requests: int, size: int, tokens: int) -> int:
+    """The other way round: bytes of each line that an estimate took for no prompt."""
+    return max(0, size - (tokens - requests * _REQUEST_TOKENS) * BYTES_PER_TOKEN) // max(1, requests)

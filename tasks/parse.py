@@ -25,7 +25,7 @@ from overnight.prompt import answer_of
 from overnight.results import result_schema
 from overnight.run import Run
 from overnight.shards import Kind, ShardWriter
-from overnight.tokens import BYTES_PER_TOKEN
+from overnight.tokens import frame_bytes
 from overnight.wire import ResultLine, custom_ids, read_result
 from tasks.fetch import Fetched
 
@@ -212,8 +212,8 @@ def write_again(run: Run, shard: Shard, again: dict[int, set[str]]) -> list[NewS
     staging = folder.path / ".again"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    frame = (shard.bytes - shard.tokens * BYTES_PER_TOKEN) // shard.requests  # as the first round estimated it
-    kind, numbers, round_ = Kind(shard.model, shard.url, max(0, frame)), count(), run.ledger.next_round(shard.job)
+    kind = Kind(shard.model, shard.url, frame_bytes(shard.requests, shard.bytes, shard.tokens))
+    numbers, round_ = count(), run.ledger.next_round(shard.job)
     planned: list[NewShard] = []
     for attempt, ids in sorted(again.items()):
         writer = ShardWriter(staging, round_, numbers, run.job.profile, kind, attempt)

@@ -1,0 +1,93 @@
+"""Shared by all tests: a Prefect harness, real servers as subprocesses, and jobs to run against them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+os.environ["DO_NOT_TRACK"] = "1"
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Prefect server for all tests that run flows."""
+    from prefect.settings import temporary_settings  # noqa: PLC0415 - most tests do without Prefect's import
+    from prefect.settings.legacy import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOCAL_STORAGE_PATH  # noqa: PLC0415
+    from prefect.testing.utilities import prefect_test_harness  # noqa: PLC0415
+
+    with prefect_test_harness(server_startup_timeout=180):
+        storage = tmp_path_factory.mktemp("prefect")
+        with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: storage, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+            yield
+
+
+class ProviderProcess:
+    """`tests/provider_server.py` in a process of its own."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(ROOT / "tests/provider_server.py")]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.base_url = self.process.stdout.readline().strip()
+
+    def order(self, **orders: Any) -> None:
+        """Orders faults and behaviours."""
+        body = json.dumps(orders).encode()
+        urllib.request.urlopen(urllib.request.Request(self.base_url + "/_order", data=body)).close()
+
+    def books(self) -> dict[str, Any]:
+        """What was called and billed."""
+        with urllib.request.urlopen(self.base_url + "/_books") as reply:
+            books: dict[str, Any] = json.load(reply)
+            return books
+
+    def stop(self) -> None:
+        """Ends it."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=10)
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def provider_server() -> Iterator[ProviderProcess]:
+    """A provider that misbehaves on order."""
+    process = ProviderProcess()
+    yield process
+    process.stop()
+
+
+Rows = list[dict[str, Any]]
+MakeJob = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def make_job(tmp_path: Path, provider_server: ProviderProcess) -> MakeJob:
+    """Makes a job over texts, for the provider that misbehaves."""
+
+    def make(texts: list[str | None], **fields: Any) -> dict[str, Any]:
+        path = tmp_path / "texts.jsonl"
+        path.write_text("".join(json.dumps({"id": n, "text": text}) + "\n" for n, text in enumerate(texts)))
+        job: dict[str, Any] = {
+            "name": "texts",
+            "dataset": {"path": str(path)},
+            "task": {"kind": "generate", "prompt": "{{ text }}"},
+            "model": "some-model",
+            "provider": {"profile": "custom", "base_url": provider_server.base_url},
+            "limits": {"poll_seconds": 0.02},
+        }
+        return job | fields
+
+    return make

@@ -1,0 +1,494 @@
+"""A provider that misbehaves on order: the Files and Batches API over real HTTP, with every fault a test asks for.
+
+    python tests/provider_server.py            # prints its address, serves until stdin closes
+
+What is ordered is deterministic: a fault belongs to the next calls of its kind, a behaviour to the next batches
+created. `POST /_order` takes orders, `GET /_books` tells what was called and what was billed per custom_id, each
+request counting once for every time that a batch worked on it.
+
+Requests are answered by their last user text: `[400]`, `[429]`, `[500]`, `[refuse]`, `[cut]` and `[garbage]` in it
+make that answer; `[500 once]` only the first time. Else the answer is an echo, or, where the request has an enum
+schema, one of its labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+FAULT = re.compile(r"\[(\d{3}|refuse|cut|garbage)( once)?\]")
+
+
+@dataclass
+class Behaviour:
+    """How one batch goes."""
+
+    polls: int = 0
+    """Looks that find it in progress before it ends."""
+    answer: int | None = None
+    """Requests that are answered before it ends; None: all."""
+    end: str = "completed"
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    """Batch-level errors; its `end` is then usually `failed`, and nothing is answered."""
+    drop: list[int] = field(default_factory=list)
+    """Positions of requests whose line is left out of the files, though it was billed."""
+    twice: list[int] = field(default_factory=list)
+    foreign: int = 0
+    """Lines for requests that nobody sent."""
+    torn: bool = False
+    """The last line of the output file is cut in its middle."""
+    null_output: bool = False
+    """No output file, even where there are answers: all lines in the error file."""
+    empty_error_file: bool = False
+    upper: bool = False
+    """Statuses in capitals."""
+    counts: str = "right"
+    """right, null, or wrong."""
+    shape: str = "openai"
+    """Of result lines: openai, string_body (OGX), bare (Nebius), type_only (OGX errors)."""
+
+
+@dataclass
+class Fault:
+    """What one kind of call suffers."""
+
+    call: str
+    times: int = 1
+    status: int | None = None
+    """HTTP status of the reply; None leaves it alone."""
+    body: Any = None
+    """Of the reply: JSON, or text for a page of HTML."""
+    headers: dict[str, str] = field(default_factory=dict)
+    effect: bool = False
+    """Whether the call does its work before the faulty reply."""
+    cut: str | None = None
+    """`before` any byte of the reply, or in its `middle`."""
+    delay: float = 0.0
+    """Seconds before the reply."""
+
+
+class Provider:
+    """The state of the account."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.files: dict[str, dict[str, Any]] = {}
+        self.contents: dict[str, bytes] = {}
+        self.batches: dict[str, dict[str, Any]] = {}
+        self.behaviours: dict[str, Behaviour] = {}
+        self.polled: Counter[str] = Counter()
+        self.faults: list[Fault] = []
+        self.next_behaviours: list[Behaviour] = []
+        self.default = Behaviour()
+        self.calls: Counter[str] = Counter()
+        self.billed: Counter[str] = Counter()
+        self.tried: Counter[str] = Counter()
+        self.key: str | None = None
+        self.queue_limit: int | None = None
+        self.queue_refusal = "late"
+        self.list_pages = True
+        self.echo_metadata = True
+
+    def order(self, order: dict[str, Any]) -> None:
+        """Takes orders; each key replaces what was ordered before."""
+        with self.lock:
+            self.faults += [Fault(**fault) for fault in order.get("faults", ())]
+            self.next_behaviours += [Behaviour(**one) for one in order.get("batches", ())]
+            if "default" in order:
+                self.default = Behaviour(**order["default"])
+            for name in ("key", "queue_limit", "queue_refusal", "list_pages", "echo_metadata"):
+                if name in order:
+                    setattr(self, name, order[name])
+
+    def books(self) -> dict[str, Any]:
+        """What was called and billed."""
+        with self.lock:
+            batches = [{**batch, "lines": len(self._lines(batch))} for batch in self.batches.values()]
+            return {"calls": dict(self.calls), "billed": dict(self.billed), "batches": batches,
+                    "files": list(self.files), "faults_left": len(self.faults)}  # fmt: skip
+
+    def fault_for(self, call: str) -> Fault | None:
+        """The next fault of a kind of call, used up by this call."""
+        with self.lock:
+            self.calls[call] += 1
+            found = next((fault for fault in self.faults if fault.call == call and fault.times > 0), None)
+            if found is not None:
+                found.times -= 1
+                if not found.times:
+                    self.faults.remove(found)
+            return found
+
+    def upload(self, name: str, content: bytes, purpose: str) -> dict[str, Any]:
+        """Keeps a file."""
+        with self.lock:
+            file_id = f"file-{len(self.contents) + 1:06d}"
+            self.contents[file_id] = content
+            self.files[file_id] = {"id": file_id, "object": "file", "bytes": len(content), "created_at": int(time.time()),
+                                   "filename": name, "purpose": purpose, "status": "processed"}  # fmt: skip
+            return self.files[file_id]
+
+    def create(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Makes a batch; what it will answer is billed as it works, on the first look at it."""
+        with self.lock:
+            batch_id = f"batch_{len(self.batches) + 1:06d}"
+            behaviour = self.next_behaviours.pop(0) if self.next_behaviours else self.default
+            now = int(time.time())
+            batch = {
+                "id": batch_id, "object": "batch", "endpoint": wanted["endpoint"], "status": "validating",
+                "input_file_id": wanted["input_file_id"], "completion_window": wanted["completion_window"],
+                "created_at": now, "expires_at": now + 86400, "errors": None, "output_file_id": None,
+                "error_file_id": None, "metadata": wanted.get("metadata") if self.echo_metadata else None,
+                "request_counts": {"total": 0, "completed": 0, "failed": 0},
+            }  # fmt: skip
+            self.batches[batch_id] = batch
+            self.behaviours[batch_id] = behaviour
+            if self._over_queue(batch) and self.queue_refusal == "late":
+                self._fail(batch, [{"code": "token_limit_exceeded", "message": self.queue_message(), "line": None}])
+            return self.shown(batch)
+
+    def queue_message(self) -> str:
+        """OpenAI's words for a full queue."""
+        return (
+            f"Enqueued token limit reached for some-model in organization org-1. Limit: {self.queue_limit:,} enqueued "
+            "tokens. Please try again once some in_progress batches have been completed."
+        )
+
+    def _tokens(self, batch: dict[str, Any]) -> int:
+        return len(self.contents.get(batch["input_file_id"], b"")) // 4
+
+    def _over_queue(self, new: dict[str, Any]) -> bool:
+        if self.queue_limit is None:
+            return False
+        open_ones = [one for one in self.batches.values() if one["status"] in ("validating", "in_progress")]
+        return (
+            sum(self._tokens(one) for one in {one["id"]: one for one in [*open_ones, new]}.values()) > self.queue_limit
+        )
+
+    def would_overflow(self, wanted: dict[str, Any]) -> bool:
+        """Whether a create call is to be refused at once."""
+        with self.lock:
+            return self.queue_refusal == "early" and self._over_queue({"id": "new", **wanted})
+
+    def _fail(self, batch: dict[str, Any], errors: list[dict[str, Any]]) -> None:
+        batch["status"] = "failed"
+        batch["errors"] = {"object": "list", "data": errors}
+
+    def _lines(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        content = self.contents.get(batch["input_file_id"], b"")
+        return [json.loads(line) for line in content.splitlines() if line.strip()]
+
+    def look(self, batch_id: str) -> dict[str, Any] | None:
+        """One look at a batch; the look after its last poll ends it."""
+        with self.lock:
+            batch = self.batches.get(batch_id)
+            if batch is None:
+                return None
+            behaviour = self.behaviours[batch_id]
+            self.polled[batch_id] += 1
+            if batch["status"] in ("validating", "in_progress"):
+                batch["status"] = "in_progress"
+                if self.polled[batch_id] > behaviour.polls:
+                    self._end(batch, behaviour)
+            elif batch["status"] == "cancelling":
+                self._end(batch, Behaviour(answer=behaviour.answer or 0, end="cancelled"))
+            return self.shown(batch)
+
+    def _end(self, batch: dict[str, Any], behaviour: Behaviour) -> None:
+        if behaviour.errors:
+            self._fail(batch, behaviour.errors)
+            return
+        lines = self._lines(batch)
+        answered = lines if behaviour.answer is None else lines[: behaviour.answer]
+        output, error = [], []
+        for at, line in enumerate(answered):
+            self.billed[line["custom_id"]] += 1
+            self.tried[line["custom_id"]] += 1
+            result = answer_line(line, self.tried[line["custom_id"]], behaviour.shape)
+            failed = (result.get("response") or {"status_code": 200}).get("status_code", 200) >= 400
+            copies = 0 if at in behaviour.drop else 2 if at in behaviour.twice else 1
+            (error if failed or behaviour.null_output else output).extend([result] * copies)
+        unanswered = {"expired": "batch_expired", "cancelled": "batch_cancelled"}.get(behaviour.end)
+        for line in lines[len(answered) :] if unanswered else ():
+            error.append(error_line(line["custom_id"], unanswered or "", behaviour.shape))
+        for number in range(behaviour.foreign):
+            output.append(
+                answer_line({"custom_id": f"foreign-{number}", "body": {"model": "m", "messages": []}}, 1, "openai")
+            )
+        text = b"".join(json.dumps(one).encode() + b"\n" for one in output)
+        if behaviour.torn:
+            text = text[: -len(text.splitlines()[-1]) // 2]
+        if output:
+            batch["output_file_id"] = self.upload("output.jsonl", text, "batch_output")["id"]
+        if error or behaviour.empty_error_file:
+            errors = b"".join(json.dumps(one).encode() + b"\n" for one in error)
+            batch["error_file_id"] = self.upload("error.jsonl", errors, "batch_output")["id"]
+        batch["status"] = behaviour.end
+        batch["request_counts"] = {"total": len(lines), "completed": len(output), "failed": len(error)}
+
+    def shown(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch as this provider words it."""
+        behaviour = self.behaviours[batch["id"]]
+        words = dict(batch)
+        if behaviour.upper:
+            words["status"] = words["status"].upper()
+        if behaviour.counts == "null":
+            words["request_counts"] = None
+        elif behaviour.counts == "wrong":
+            words["request_counts"] = {"total": 1, "completed": 99, "failed": 7}
+        return words
+
+    def cancel(self, batch_id: str) -> dict[str, Any] | None:
+        """Starts to cancel an open batch."""
+        with self.lock:
+            batch = self.batches.get(batch_id)
+            if batch and batch["status"] in ("validating", "in_progress"):
+                batch["status"] = "cancelling"
+            return self.shown(batch) if batch else None
+
+    def page(self, after: str | None, limit: int) -> dict[str, Any]:
+        """Batches, newest first."""
+        with self.lock:
+            listed = [self.shown(batch) for batch in reversed(self.batches.values())]
+            if not self.list_pages:
+                return {"object": "list", "data": listed}
+            ids = [batch["id"] for batch in listed]
+            start = ids.index(after) + 1 if after in ids else 0
+            data = listed[start : start + limit]
+            return {"object": "list", "data": data, "has_more": start + limit < len(listed)}
+
+
+def answer_line(request: dict[str, Any], attempt: int, shape: str) -> dict[str, Any]:
+    """The result line of one request."""
+    body = request["body"]
+    text = next((str(m["content"]) for m in reversed(body.get("messages") or []) if m.get("role") == "user"), "")
+    order = FAULT.search(text)
+    fault = order[1] if order and not (order[2] and attempt > 1) else None
+    if fault and fault.isdigit():
+        status, code = (
+            int(fault),
+            "rate_limit_exceeded" if fault == "429" else "invalid_request" if fault[0] == "4" else "server_error",
+        )
+        return wrap(
+            request["custom_id"], status, {"error": {"message": f"ordered {fault}", "type": code, "code": code}}, shape
+        )
+    message = {
+        "role": "assistant",
+        "content": said(body, text, fault),
+        "refusal": "I will not" if fault == "refuse" else None,
+    }
+    finish = "length" if fault == "cut" else "stop"
+    completion = {
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": body.get("model"),
+        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+        "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
+    }  # fmt: skip
+    return wrap(request["custom_id"], 200, completion, shape)
+
+
+def said(body: dict[str, Any], text: str, fault: str | None) -> str | None:
+    """The text of an answer."""
+    if fault == "refuse":
+        return None
+    if fault == "garbage":
+        return "not what was asked for"
+    schema = ((body.get("response_format") or {}).get("json_schema") or {}).get("schema") or {}
+    for name, part in (schema.get("properties") or {}).items():
+        if "enum" in part:
+            return json.dumps({name: part["enum"][len(text) % len(part["enum"])]})
+    return f"echo: {text}"
+
+
+def wrap(custom_id: str, status: int, body: dict[str, Any], shape: str) -> dict[str, Any]:
+    """A response in the line shape of a provider."""
+    if shape == "bare" and status == 200:
+        return {"id": "r", "custom_id": custom_id, "response": body, "error": None}
+    if shape == "type_only" and status != 200:
+        return {"id": "r", "custom_id": custom_id, "error": {"type": "server_error", "message": "failed"}}
+    sent: Any = json.dumps(body) if shape == "string_body" else body
+    response = {"status_code": status, "request_id": "req_1", "body": sent}
+    return {"id": "r", "custom_id": custom_id, "response": response, "error": None}
+
+
+def error_line(custom_id: str, code: str, shape: str) -> dict[str, Any]:
+    """A line for a request that was not worked on."""
+    line: dict[str, Any] = {
+        "id": "r",
+        "custom_id": custom_id,
+        "response": None,
+        "error": {"code": code, "message": code},
+    }
+    if shape == "type_only":
+        del line["response"]
+    return line
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request over HTTP."""
+
+    protocol_version = "HTTP/1.1"
+    provider: Provider
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing."""
+
+    def do_GET(self) -> None:
+        """Reads."""
+        self._serve()
+
+    def do_POST(self) -> None:
+        """Writes."""
+        self._serve()
+
+    def do_DELETE(self) -> None:
+        """Deletes."""
+        self._serve()
+
+    def _serve(self) -> None:
+        self._content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        url = urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        path = url.path.removeprefix("/v1")
+        if path == "/_order":
+            self.provider.order(json.loads(self._content))
+            return self._reply(200, {})
+        if path == "/_books":
+            return self._reply(200, self.provider.books())
+        if self.provider.key and self.headers.get("Authorization") != f"Bearer {self.provider.key}":
+            return self._reply(401, error_body("Incorrect API key provided", "invalid_api_key"))
+        call, effect = self._route(path, query)
+        fault = self.provider.fault_for(call)
+        if fault is None:
+            return effect(None)
+        time.sleep(fault.delay)
+        if fault.effect:
+            return effect(fault)
+        return self._faulty(fault, None)
+
+    def _route(self, path: str, query: dict[str, str]) -> tuple[str, Any]:
+        parts = path.strip("/").split("/")
+        provider = self.provider
+        if parts == ["files"] and self.command == "POST":
+            return "upload", lambda fault: self._upload(fault)
+        if parts[0] == "files" and parts[-1] == "content":
+            return "content", lambda fault: self._download(parts[1], fault)
+        if parts[0] == "files" and self.command == "DELETE":
+            return "delete", lambda fault: self._delete(parts[1], fault)
+        if parts == ["batches"] and self.command == "POST":
+            return "create", lambda fault: self._create(fault)
+        if parts == ["batches"]:
+            return "list", lambda fault: self._answer(
+                fault, provider.page(query.get("after"), int(query.get("limit", 20)))
+            )
+        if parts[0] == "batches" and parts[-1] == "cancel":
+            return "cancel", lambda fault: self._answer(fault, provider.cancel(parts[1]))
+        if parts[0] == "batches":
+            return "retrieve", lambda fault: self._answer(fault, provider.look(parts[1]))
+        return "unknown", lambda fault: self._answer(fault, None)
+
+    def _upload(self, fault: Fault | None) -> None:
+        boundary = (self.headers.get_boundary() or "").encode()
+        purpose, name, content = "batch", "file.jsonl", b""
+        for part in self._content.split(b"--" + boundary)[1:-1]:
+            head, _, value = part.partition(b"\r\n\r\n")
+            if b'name="purpose"' in head:
+                purpose = value.strip().decode()
+            elif found := re.search(rb'filename="([^"]*)"', head):
+                name, content = found[1].decode(), value.removesuffix(b"\r\n")
+        self._answer(fault, self.provider.upload(name, content, purpose))
+
+    def _create(self, fault: Fault | None) -> None:
+        wanted = json.loads(self._content)
+        if wanted["input_file_id"] not in self.provider.contents:
+            return self._reply(400, error_body(f"Cannot find file {wanted['input_file_id']}", "invalid_request"))
+        if self.provider.would_overflow(wanted):
+            return self._reply(429, error_body(self.provider.queue_message(), "token_limit_exceeded"))
+        return self._answer(fault, self.provider.create(wanted))
+
+    def _download(self, file_id: str, fault: Fault | None) -> None:
+        content = self.provider.contents.get(file_id)
+        if content is None:
+            return self._reply(404, error_body("No such File object", "not_found"))
+        if fault is not None:
+            return self._faulty(fault, content)
+        return self._send(200, content, {"Content-Type": "application/octet-stream"})
+
+    def _delete(self, file_id: str, fault: Fault | None) -> None:
+        with self.provider.lock:
+            known = self.provider.files.pop(file_id, None)
+            self.provider.contents.pop(file_id, None)
+        self._answer(fault, {"id": file_id, "object": "file", "deleted": True} if known else None)
+
+    def _answer(self, fault: Fault | None, reply: dict[str, Any] | None) -> None:
+        if fault is not None:
+            return self._faulty(fault, json.dumps(reply).encode())
+        if reply is None:
+            return self._reply(404, error_body("not found", "not_found"))
+        return self._reply(200, reply)
+
+    def _faulty(self, fault: Fault, content: bytes | None) -> None:
+        if fault.cut == "before":
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return None
+        body = content if fault.body is None and content is not None else b""
+        if fault.body is not None:
+            body = fault.body.encode() if isinstance(fault.body, str) else json.dumps(fault.body).encode()
+        kind = "text/html" if isinstance(fault.body, str) else "application/json"
+        if fault.cut == "middle":
+            self._start(fault.status or 200, {"Content-Type": kind, "Content-Length": str(len(body)), **fault.headers})
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return None
+        if fault.cut == "silent":  # the end of the connection is the end of the body, wherever it comes
+            self.close_connection = True
+            self._start(fault.status or 200, {"Content-Type": kind, "Connection": "close", **fault.headers})
+            self.wfile.write(body[: len(body) // 2])
+            return None
+        return self._send(fault.status or 200, body, {"Content-Type": kind, **fault.headers})
+
+    def _reply(self, status: int, reply: Any) -> None:
+        self._send(status, json.dumps(reply).encode(), {"Content-Type": "application/json"})
+
+    def _start(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self._start(status, {"Content-Length": str(len(body)), **headers})
+        self.wfile.write(body)
+
+
+def error_body(message: str, code: str) -> dict[str, Any]:
+    """OpenAI's error envelope."""
+    return {"error": {"message": message, "type": code, "param": None, "code": code}}
+
+
+def main() -> None:
+    """Serves until stdin closes."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--port", type=int, default=0)
+    Handler.provider = Provider()
+    server = ThreadingHTTPServer(("127.0.0.1", options.parse_args().port), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    print(f"http://127.0.0.1:{server.server_port}/v1", flush=True)  # noqa: T201 - how tests learn the address
+    sys.stdin.read()
+    server.shutdown()
+
+
+if __name__ == "__main__":
+    main()
