@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -38,6 +37,20 @@ def shard_limit(profile: Profile) -> Limit:
     tokens = profile.max_enqueued_tokens
     size = min(profile.max_bytes, tokens * BYTES_PER_TOKEN) if tokens else profile.max_bytes
     return Limit(profile.max_requests, size)
+
+
+def shard_hash(url: str, profile: Profile) -> hashlib.blake2b:
+    """The start of a shard's key: the file's bytes are hashed into it."""
+    return hashlib.blake2b(f"{url} {profile.name} {profile.base_url}\n".encode(), digest_size=16)
+
+
+def file_key(path: Path, url: str, profile: Profile) -> str:
+    """The key of a request file as it is on disk."""
+    found = shard_hash(url, profile)
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            found.update(chunk)
+    return found.hexdigest()
 
 
 class ShardWriter:
@@ -88,8 +101,7 @@ class ShardWriter:
         path = self._folder / f"{self._round:04d}-{self._number:04d}.jsonl"
         self._stream: BinaryIO = path.open("wb", buffering=1 << 20)
         self._count = self._size = 0
-        identity = f"{self._kind.url} {self._profile.name} {self._profile.base_url}\n"
-        self._hash = hashlib.blake2b(identity.encode(), digest_size=16)
+        self._hash = shard_hash(self._kind.url, self._profile)
 
     def _append(self, text: bytes, count: int) -> None:
         self._stream.write(text)
@@ -98,8 +110,6 @@ class ShardWriter:
         self._size += len(text)
 
     def _close(self) -> None:
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
         self._stream.close()
         self._shards.append(
             NewShard(

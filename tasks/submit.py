@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from overnight.connect import connect
-from overnight.errors import ProviderError, QueueFull, ReplyLost, SubmissionUnknown, Transient
+from overnight.errors import LedgerError, ProviderError, QueueFull, ReplyLost, SubmissionUnknown, Transient
 from overnight.ledger import Batch, Shard
 from overnight.provider import Provider, RemoteBatch
 from overnight.queue import QUEUE_FULL_SECONDS
 from overnight.run import Run
+from overnight.shards import file_key
 from overnight.states import State
 
 TROUBLE_SECONDS = 15.0
@@ -60,9 +62,18 @@ class Submission:
         if batch.state is State.UNKNOWN:
             return self._resolve(batch, shard)
         if batch.state is State.UPLOADING:
-            file_id = self._provider.upload(self._run.folder.requests / shard.file_name)
+            file_id = self._provider.upload(self._whole_file(shard))
             batch = ledger.move(batch, State.UPLOADED, file_id=file_id)
         return self._create(batch, shard)
+
+    def _whole_file(self, shard: Shard) -> Path:
+        """The request file, as it was planned: its key is a hash of its bytes."""
+        path = self._run.folder.requests / shard.file_name
+        if not path.exists() or file_key(path, shard.url, self._run.job.profile) != shard.key:
+            raise LedgerError(
+                f"{path} is missing or not as it was planned: restore it from a backup. Nothing of it was sent"
+            )
+        return path
 
     def _create(self, batch: Batch, shard: Shard) -> Batch:
         ledger = self._run.ledger

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
+hypothesis_settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis_settings.load_profile("repeatable")
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["DO_NOT_TRACK"] = "1"
 
@@ -22,13 +25,15 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Prefect server for all tests that run flows."""
-    from prefect.settings import temporary_settings  # noqa: PLC0415 - most tests do without Prefect's import
-    from prefect.settings.legacy import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_LOCAL_STORAGE_PATH  # noqa: PLC0415
+    from prefect import settings  # noqa: PLC0415 - most tests do without Prefect's import
     from prefect.testing.utilities import prefect_test_harness  # noqa: PLC0415
 
+    storage, heartbeat = (
+        getattr(settings, name) for name in ("PREFECT_LOCAL_STORAGE_PATH", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY")
+    )
     with prefect_test_harness(server_startup_timeout=180):
-        storage = tmp_path_factory.mktemp("prefect")
-        with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: storage, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        updates = {storage: tmp_path_factory.mktemp("prefect"), heartbeat: None}
+        with settings.temporary_settings(updates):
             yield
 
 

@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -133,8 +134,10 @@ class Provider:
         with self.lock:
             file_id = f"file-{len(self.contents) + 1:06d}"
             self.contents[file_id] = content
-            self.files[file_id] = {"id": file_id, "object": "file", "bytes": len(content), "created_at": int(time.time()),
-                                   "filename": name, "purpose": purpose, "status": "processed"}  # fmt: skip
+            self.files[file_id] = {
+                "id": file_id, "object": "file", "bytes": len(content), "created_at": int(time.time()),
+                "filename": name, "purpose": purpose, "status": "processed",
+            }  # fmt: skip
             return self.files[file_id]
 
     def create(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +212,8 @@ class Provider:
             return
         lines = self._lines(batch)
         answered = lines if behaviour.answer is None else lines[: behaviour.answer]
-        output, error = [], []
+        output: list[dict[str, Any]] = []
+        error: list[dict[str, Any]] = []
         for at, line in enumerate(answered):
             self.billed[line["custom_id"]] += 1
             self.tried[line["custom_id"]] += 1
@@ -218,12 +222,10 @@ class Provider:
             copies = 0 if at in behaviour.drop else 2 if at in behaviour.twice else 1
             (error if failed or behaviour.null_output else output).extend([result] * copies)
         unanswered = {"expired": "batch_expired", "cancelled": "batch_cancelled"}.get(behaviour.end)
-        for line in lines[len(answered) :] if unanswered else ():
-            error.append(error_line(line["custom_id"], unanswered or "", behaviour.shape))
-        for number in range(behaviour.foreign):
-            output.append(
-                answer_line({"custom_id": f"foreign-{number}", "body": {"model": "m", "messages": []}}, 1, "openai")
-            )
+        if unanswered:
+            error += [error_line(line["custom_id"], unanswered, behaviour.shape) for line in lines[len(answered) :]]
+        nobody = {"body": {"model": "m", "messages": []}}
+        output += [answer_line({**nobody, "custom_id": f"foreign-{n}"}, 1, "openai") for n in range(behaviour.foreign)]
         text = b"".join(json.dumps(one).encode() + b"\n" for one in output)
         if behaviour.torn:
             text = text[: -len(text.splitlines()[-1]) // 2]
@@ -338,7 +340,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     provider: Provider
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
         """Says nothing."""
 
     def do_GET(self) -> None:
@@ -374,17 +376,17 @@ class Handler(BaseHTTPRequestHandler):
             return effect(fault)
         return self._faulty(fault, None)
 
-    def _route(self, path: str, query: dict[str, str]) -> tuple[str, Any]:
+    def _route(self, path: str, query: dict[str, str]) -> tuple[str, Callable[[Fault | None], None]]:
         parts = path.strip("/").split("/")
         provider = self.provider
         if parts == ["files"] and self.command == "POST":
-            return "upload", lambda fault: self._upload(fault)
+            return "upload", self._upload
         if parts[0] == "files" and parts[-1] == "content":
             return "content", lambda fault: self._download(parts[1], fault)
         if parts[0] == "files" and self.command == "DELETE":
             return "delete", lambda fault: self._delete(parts[1], fault)
         if parts == ["batches"] and self.command == "POST":
-            return "create", lambda fault: self._create(fault)
+            return "create", self._create
         if parts == ["batches"]:
             return "list", lambda fault: self._answer(
                 fault, provider.page(query.get("after"), int(query.get("limit", 20)))

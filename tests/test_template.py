@@ -1,0 +1,90 @@
+"""Templates: Jinja over columns, with a fast path that gives the same text."""
+
+from __future__ import annotations
+
+import json
+
+import minijinja
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overnight.errors import TemplateError
+from overnight.job import Job
+from overnight.prompt import compile_prompt
+from overnight.template import compile_template
+
+SCHEMA = pa.schema(
+    [("text", pa.string()), ("count", pa.int64()), ("score", pa.float64()), ("tags", pa.list_(pa.string()))]
+)
+
+
+def rendered(source: str, text: str = "hello", count: int = 3) -> str:
+    job = Job.model_validate({"name": "j", "task": {"kind": "complete", "prompt": source}, "model": "m"})
+    batch = pa.record_batch([[text], [count], [0.5], [["a", "b"]]], schema=SCHEMA)
+    bodies = compile_prompt(job, SCHEMA).bodies(batch)
+    assert bodies.errors == {}
+    prompt: str = json.loads(bodies.texts[0])["prompt"]
+    return prompt
+
+
+@given(
+    st.text(),
+    st.integers(-(2**62), 2**62),
+    st.text(alphabet=st.characters(exclude_characters="{}", exclude_categories=["Cs"])),
+)
+def test_plain_templates_say_the_same_as_the_engine(text: str, count: int, constant: str) -> None:
+    source = f"{constant}{{{{ text }}}} %b % {{{{count}}}}{constant}"
+    assert compile_template("t", source, SCHEMA).plain
+    engine = minijinja.Environment(auto_escape_callback=lambda _name: False, keep_trailing_newline=True)
+    assert rendered(source, text, count) == engine.render_str(source, text=text, count=count)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ text|upper }}", "HELLO"),
+        ("{% if count > 2 %}many{% else %}few{% endif %}", "many"),
+        ("{{ tags|join(', ') }} at {{ score }}", "a, b at 0.5"),
+        ("{# nothing #}{{ text }}", "hello"),
+    ],
+)
+def test_templates_can_do_what_jinja_can(source: str, text: str) -> None:
+    assert rendered(source) == text
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{{ texd }}", "no column 'texd'; did you mean 'text'? (the columns are: text, count, score, tags)"),
+        ("{{ text", "t, line 1: syntax error: unexpected end of input"),
+        ("one\n{% if %}", "t, line 2"),
+        ("{% for x in nope %}{{ x }}{% endfor %}", "no column 'nope'"),
+    ],
+)
+def test_a_wrong_template_says_where(source: str, message: str) -> None:
+    with pytest.raises(TemplateError) as caught:
+        compile_template("t", source, SCHEMA)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "required"),
+    [
+        ("{{ text }} {{ count }}", ("count", "text")),
+        ("{% if text %}{{ text }}{% endif %}{{ count }}", ("count",)),
+        ("{{ text|default('none') }}", ()),
+        ("{{ text|upper }}", ()),
+    ],
+)
+def test_columns_that_a_template_guards_may_be_null(source: str, required: tuple[str, ...]) -> None:
+    assert compile_template("t", source, SCHEMA).required == required
+
+
+def test_rows_with_nulls_or_render_errors_are_errors_of_these_rows_only() -> None:
+    task = {"kind": "generate", "system": "{{ tags[0]|upper }}", "prompt": "{{ text }}"}
+    job = Job.model_validate({"name": "j", "task": task, "model": "m"})
+    batch = pa.record_batch([["a", None, "c"], [1, 2, 3], [0.1] * 3, [["x"], ["y"], None]], schema=SCHEMA)
+    errors = compile_prompt(job, SCHEMA).bodies(batch).errors
+    assert {at: code for at, (code, _) in errors.items()} == {1: "null_input", 2: "template_error"}
