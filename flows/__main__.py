@@ -103,10 +103,15 @@ def _guarded(command: Callable[[], int]) -> int:
 
 def _run(opened: Run, *, as_json: bool, verbose: bool, show: bool = False) -> int:
     console = Console(stderr=as_json)
-    _start_prefect(console, verbose=verbose)
+    _configure_prefect(console, verbose=verbose)
     from flows.run import run_batch  # noqa: PLC0415 - Prefect takes seconds to import
     from flows.terminal import progress, show_answers, show_outcome  # noqa: PLC0415
+    from overnight.connect import check_address  # noqa: PLC0415
+    from tasks.build import check_run  # noqa: PLC0415
 
+    check_run(opened)
+    check_address(opened)
+    _announce_server(console)
     with progress(opened, console):
         summary = run_batch(opened.job, home=str(opened.home))
     if show:
@@ -119,11 +124,16 @@ def _run(opened: Run, *, as_json: bool, verbose: bool, show: bool = False) -> in
 
 def _plan(opened: Run, *, as_json: bool, verbose: bool) -> int:
     console = Console(stderr=as_json)
-    _start_prefect(console, verbose=verbose)
+    _configure_prefect(console, verbose=verbose)
     from rich.markdown import Markdown  # noqa: PLC0415
 
     from flows.plan import plan_batch  # noqa: PLC0415
+    from tasks.build import check_run  # noqa: PLC0415
+    from tasks.plan import check_plan  # noqa: PLC0415
 
+    check_plan(opened)
+    check_run(opened)
+    _announce_server(console)
     made = plan_batch(opened.job, home=str(opened.home))
     if console.is_terminal:
         console.print(Markdown(made.text))
@@ -135,11 +145,13 @@ def _plan(opened: Run, *, as_json: bool, verbose: bool) -> int:
     return OK
 
 
-def _start_prefect(console: Console, *, verbose: bool) -> None:
-    """Imports Prefect with its console quiet; says so where its own server has to start."""
-    from flows.terminal import configure_logging  # noqa: PLC0415
+def _configure_prefect(console: Console, *, verbose: bool) -> None:
+    from flows.terminal import configure_logging  # noqa: PLC0415 - a quick command does without
 
     configure_logging(console, verbose=verbose)
+
+
+def _announce_server(console: Console) -> None:
     from prefect.settings import PREFECT_API_URL  # noqa: PLC0415
 
     if not PREFECT_API_URL.value():

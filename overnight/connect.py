@@ -7,6 +7,16 @@ from overnight.provider import Provider
 from overnight.run import Run
 
 
+def check_address(run: Run) -> None:
+    """Asks the provider, unless it is the embedded endpoint, which would have to be started for it.
+
+    Raises:
+        NoBatchApi, ProviderError, ProviderUnavailable, Unauthorized: it cannot be used.
+    """
+    if not (run.job.profile.name == "local" and run.job.profile.base_url is None):
+        connect(run).check()
+
+
 def connect(run: Run, api_key: str | None = None) -> Provider:
     """Makes the job's provider; starts the embedded endpoint for the `local` profile without a base_url.
 

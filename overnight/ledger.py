@@ -339,6 +339,11 @@ class Ledger:
         return self
 
 
+def ledger_exists(home: Path) -> bool:
+    """Whether opening the home's ledger would find one, rather than make one."""
+    return bool(os.environ.get("OVERNIGHT_LEDGER_URL")) or (home / "ledger.db").exists()
+
+
 def _insert_shards(connection: sa.Connection, job: str, shards: Sequence[NewShard]) -> None:
     if shards:
         connection.execute(

@@ -13,7 +13,7 @@ from overnight.errors import LedgerError
 from overnight.files import atomic_path
 
 _GROUP_ROWS = 8192
-_GROUP_BYTES = 16 << 20
+_GROUP_BYTES = 8 << 20
 READ_ROWS = 2048
 
 
@@ -27,6 +27,8 @@ class TableWriter:
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Takes a batch; writes a row group when enough have gathered."""
+        if not batch.num_rows:
+            return
         self._pending.append(batch)
         self._rows += batch.num_rows
         self._bytes += batch.nbytes

@@ -110,15 +110,26 @@ class Provider:
             Unauthorized, NoBatchApi, ProviderUnavailable, ProviderError: as the reply says.
         """
         try:
-            with self._translated("list batches"):
-                page = self._client.batches.list(limit=1)
+            page = self._page(1, None)
         except NotFound as error:
             raise NoBatchApi(
                 f"{self.address} has no Batch API ({error.message}); check provider.base_url (most end in /v1), or put "
                 "`overnight endpoint --upstream` before it"
             ) from None
-        if not hasattr(page, "data"):
+        if page is None:
             raise NoBatchApi(f"{self.address} answers with a page that is no API reply; check provider.base_url")
+
+    def _page(self, limit: int, after: str | None) -> dict[str, Any] | None:
+        """One page of the list of batches; None where the reply is not one.
+
+        The call goes around the SDK's page object, which fails on a page of HTML or a bare list (Together).
+        """
+        query = {"limit": limit, "after": after} if after else {"limit": limit}
+        with self._translated("list batches"):
+            page: Any = self._client.get("/batches", cast_to=object, options={"params": query})
+        if isinstance(page, list):
+            return {"data": page}
+        return page if isinstance(page, dict) and isinstance(page.get("data"), list) else None
 
     def upload(self, path: Path) -> str:
         """Uploads a request file, streamed; returns its file id. Free to repeat: an orphan costs nothing."""
@@ -189,17 +200,15 @@ class Provider:
         seen: set[str] = set()
         after: str | None = None
         for _ in range(MAX_LIST_PAGES):
-            with self._translated("list batches"):
-                page = self._client.batches.list(limit=_PAGE, after=after or openai.omit)
-            items = page if isinstance(page, list) else getattr(page, "data", None)
-            if items is None:
+            page = self._page(_PAGE, after)
+            if page is None:
                 raise ProviderUnavailable("the list of batches cannot be read")
-            found = [batch for batch in map(_remote, items) if batch is not None]
+            found = [batch for batch in map(_remote, page["data"]) if batch is not None]
             if not found or found[0].id in seen:
                 return
             yield from found
             seen.update(batch.id for batch in found)
-            if getattr(page, "has_more", None) is False:
+            if page.get("has_more") is False:
                 return
             after = found[-1].id
         raise ProviderUnavailable(f"the list of batches goes on after {MAX_LIST_PAGES} pages")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,10 @@ from overnight.answers import SETTLED, VERDICTS, Answer
 from overnight.ids import Hashes, Mask, id_hashes
 from overnight.parquet import open_parquet, read_batches
 
-_CACHE_BYTES = 48 << 20
+_CACHE_BYTES = 16 << 20
+_SORTED_AT_ONCE = 250_000
+_LEAST, _MOST = -(2**63), 2**63 - 1
+Numbers = npt.NDArray[np.int32]
 
 
 def result_schema(answer: Answer) -> pa.Schema:
@@ -59,10 +63,10 @@ def settled_ids(parts: Sequence[Path]) -> list[Hashes]:
 class Found(NamedTuple):
     """Where the results of some ids are: arrays of their length."""
 
-    part: npt.NDArray[np.int32]
-    row: npt.NDArray[np.int32]
+    part: Numbers
+    row: Numbers
     """Row within the part."""
-    attempts: npt.NDArray[np.int32]
+    attempts: Numbers
     """How often the request was sent."""
     present: Mask
     """Whether there is any result."""
@@ -71,39 +75,48 @@ class Found(NamedTuple):
 class ResultIndex:
     """Finds, for each custom_id, the result that counts: the best verdict, and of equals the latest.
 
-    Holds 20 bytes per request; the results themselves are read as they are asked for.
+    Holds 20 bytes per request; the results themselves are read as they are asked for. It is built a range of hashes at
+    a time, so that sorting takes no more memory for many results than for few.
     """
 
     def __init__(self, parts: Sequence[Path]) -> None:
         self._parts = list(parts)
-        hashes, ranks, of_part, rows = self._scan()
-        order = np.lexsort((-of_part, ranks, hashes))
-        ordered = hashes[order]
-        first = np.ones(len(ordered), dtype=np.bool_)
-        first[1:] = ordered[1:] != ordered[:-1]
-        starts = np.flatnonzero(first)
-        best = order[starts]
-        self._hashes, self._part, self._row = ordered[starts], of_part[best], rows[best]
-        self._attempts = np.diff(np.append(starts, len(ordered))).astype(np.int32)
+        total = sum(_row_count(part) for part in self._parts)
+        bounds = np.linspace(_LEAST, _MOST, max(1, round(total / _SORTED_AT_ONCE)) + 1)[1:-1].astype(np.int64)
+        ranges = [self._range(low, high) for low, high in pairwise([_LEAST, *bounds.tolist(), _MOST])]
+        self._hashes, self._part, self._row, self._attempts = map(np.concatenate, zip(*ranges, strict=True))
 
     def __len__(self) -> int:
         return len(self._hashes)
 
-    def _scan(self) -> tuple[Hashes, npt.NDArray[np.int8], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    def _range(self, low: int, high: int) -> tuple[Hashes, Numbers, Numbers, Numbers]:
+        """Hashes in a range, sorted, with part, row and number of attempts of each."""
+        hashes, ranks, parts, rows = self._scan(low, high)
+        order = np.lexsort((-parts, ranks, hashes))
+        hashes = hashes[order]
+        first = np.ones(len(hashes), dtype=np.bool_)
+        first[1:] = hashes[1:] != hashes[:-1]
+        starts = np.flatnonzero(first)
+        attempts = np.diff(np.append(starts, len(hashes))).astype(np.int32)
+        best = order[starts]
+        return hashes[starts], parts[best], rows[best], attempts
+
+    def _scan(self, low: int, high: int) -> tuple[Hashes, Numbers, Numbers, Numbers]:
         rank = {verdict: place for place, verdict in enumerate(VERDICTS)}
-        hashes, ranks, parts, rows = [], [], [], []
+        found: list[tuple[Hashes, Numbers, Numbers, Numbers]] = []
         for number, part in enumerate(self._parts):
             at = 0
             for batch in read_batches(part, ["custom_id", "verdict"]):
-                size = batch.num_rows
-                hashes.append(id_hashes(batch["custom_id"].to_pylist()))
-                ranks.append(np.fromiter(map(rank.__getitem__, batch["verdict"].to_pylist()), np.int8, size))
-                parts.append(np.full(size, number, np.int32))
-                rows.append(np.arange(at, at + size, dtype=np.int32))
-                at += size
-        if not hashes:
-            return np.empty(0, np.int64), np.empty(0, np.int8), np.empty(0, np.int32), np.empty(0, np.int32)
-        return np.concatenate(hashes), np.concatenate(ranks), np.concatenate(parts), np.concatenate(rows)
+                hashes = id_hashes(batch["custom_id"].to_pylist())
+                mine = np.flatnonzero((hashes >= low) & ((hashes < high) | (high == _MOST)))
+                ranks = np.fromiter(map(rank.__getitem__, batch["verdict"].to_pylist()), np.int32, batch.num_rows)
+                row = (at + mine).astype(np.int32)
+                found.append((hashes[mine], ranks[mine], np.full(len(mine), number, np.int32), row))
+                at += batch.num_rows
+        none = np.empty(0, np.int32)
+        columns = zip(*found, strict=True) if found else ((none.astype(np.int64),), (none,), (none,), (none,))
+        hashes, ranks, parts, rows = map(np.concatenate, columns)
+        return hashes, ranks, parts, rows
 
     def find(self, custom_ids: Sequence[str]) -> Found:
         """Looks ids up."""
@@ -113,6 +126,11 @@ class ResultIndex:
             return Found(none, none, none, none.astype(np.bool_))
         at = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
         return Found(self._part[at], self._row[at], self._attempts[at], self._hashes[at] == hashes)
+
+
+def _row_count(part: Path) -> int:
+    with open_parquet(part) as opened:
+        return int(opened.metadata.num_rows)
 
 
 class ResultReader:

@@ -18,7 +18,7 @@ from overnight.errors import DatasetError, HomeError, InvalidRequests, JobError,
 from overnight.home import JobFolder
 from overnight.ids import IdSet, Mask, id_hashes
 from overnight.job import Job, Raw
-from overnight.ledger import Ledger
+from overnight.ledger import Ledger, ledger_exists
 from overnight.parquet import TableWriter, write_parquet
 from overnight.prompt import answer_of, url_of
 from overnight.requests import Requests, request_source
@@ -190,12 +190,20 @@ def check_definition(job: Job, ledger: Ledger) -> None:
         )
 
 
+def check_run(run: Run) -> Rows:
+    """Everything that can be said against a run before its rows are read; returns them."""
+    rows = run.rows()
+    check_job(run.job, rows)
+    request_source(run.job, rows.schema)
+    if ledger_exists(run.home):
+        check_definition(run.job, run.ledger)
+    return rows
+
+
 def build_into(staging: Path, run: Run) -> Build:
     """Builds into an empty folder; nothing else is written, and nobody is asked."""
     job, folder, ledger = run.job, run.folder, run.ledger
-    rows = run.rows()
-    check_job(job, rows)
-    check_definition(job, ledger)
+    rows = check_run(run)
     superseded = superseded_shards(job, ledger)
     known = known_requests(job, folder, ledger, superseded)
     build = Builder(job, staging, known, ledger.next_round(job.name)).build(rows)

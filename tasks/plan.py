@@ -23,14 +23,23 @@ from tasks.validate import staged_problems
 _SAMPLES = 3
 
 
+def check_plan(run: Run) -> None:
+    """Refuses to plan for a provider that has no Batch API at all.
+
+    Raises:
+        NoBatchApi: says what to put before it.
+    """
+    if not run.job.profile.has_batch_api:
+        raise NoBatchApi(without_batch_api(run.job.profile))
+
+
 def plan(run: Run) -> Plan:
     """Builds and validates in a temporary folder, and adds up.
 
     Raises:
         OvernightError: what `run` would refuse before it sends anything, except the provider's own answer.
     """
-    if not run.job.profile.has_batch_api:
-        raise NoBatchApi(without_batch_api(run.job.profile))
+    check_plan(run)
     with tempfile.TemporaryDirectory(prefix="overnight-plan-") as folder:
         staging = Path(folder)
         build = build_into(staging, run)

@@ -1,0 +1,56 @@
+"""A job's steps without Prefect: what the flow does, in milliseconds."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from overnight.lease import leased
+from overnight.queue import ended_batches, submittable
+from overnight.run import Run, open_run
+from overnight.summary import Tally
+from tasks.build import stage
+from tasks.fetch import fetch_files
+from tasks.join import join
+from tasks.parse import parse_answers
+from tasks.submit import submit_shard
+from tasks.validate import validate_requests
+from tasks.wait import wait
+
+
+def build(job: Any, home: Path) -> Run:
+    """build → validate."""
+    run = open_run(job, home=str(home))
+    with leased(run.ledger, run.job.name):
+        validate_requests.fn(run, stage(run))
+    return run
+
+
+def advance(run: Run, patience: float = 0.2) -> None:
+    """submit → wait → fetch → parse, once."""
+    with leased(run.ledger, run.job.name) as owner:
+        for shard in submittable(run.ledger.shards(run.job.name), run.job, time.time()):
+            submit_shard.fn(run, shard, owner)
+    wait(run, patience)
+    with leased(run.ledger, run.job.name):
+        for batch in ended_batches(run.ledger.shards(run.job.name)):
+            parse_answers.fn(run, fetch_files.fn(run, batch))
+
+
+def finish(run: Run, steps: int = 50) -> Tally:
+    """Advances until all requests have their verdict, and joins."""
+    for _ in range(steps):
+        if all(shard.settled for shard in run.ledger.shards(run.job.name)):
+            return join(run)
+        advance(run)
+    raise AssertionError("the job does not end")
+
+
+def run_job(job: Any, home: Path) -> tuple[Run, pd.DataFrame]:
+    """All steps; returns the joined table too."""
+    run = build(job, home)
+    finish(run)
+    return run, pd.read_parquet(run.folder.joined)

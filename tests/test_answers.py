@@ -1,0 +1,134 @@
+"""Answers: what a response says, and the verdict on it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overnight.answers import Answer, Reply, failure_verdict, label_schema, object_schema
+from overnight.schema import columns_of
+from overnight.wire import ResultLine
+
+USAGE = {"prompt_tokens": 12, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 8}}
+LABELS = Answer.label(("good", "very bad"), label_schema("label", ["good", "very bad"]))
+PLAIN_LABELS = Answer.label(("good", "very bad"), None)
+FIELDS = Answer.structured(object_schema({"when": "string", "count": "integer", "tags": "strings"}))
+
+
+def chat(content: Any, finish: str = "stop", **message: Any) -> dict[str, Any]:
+    choice = {"message": {"role": "assistant", "content": content, **message}, "finish_reason": finish}
+    return {"model": "m-1", "choices": [choice], "usage": USAGE}
+
+
+def read(answer: Answer, body: Any, status: int | None = 200) -> Reply:
+    encoded = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return answer.reader()(ResultLine("a", status, encoded, None, None))
+
+
+def test_a_chat_answer_comes_with_model_tokens_and_finish_reason() -> None:
+    assert read(Answer.text(), chat("hello")) == Reply("succeeded", "hello", (), "stop", None, None, "m-1", 12, 3, 8)
+
+
+@pytest.mark.parametrize(
+    ("answer", "body", "verdict", "value", "code"),
+    [
+        pytest.param(Answer.text(), chat([{"type": "text", "text": "a"}, {"text": "b"}]), "succeeded", "ab", None, id="parts"),
+        pytest.param(Answer.text(), chat(None, tool_calls=[{"id": 1}]), "succeeded", '[{"id":1}]', None, id="tool call"),
+        pytest.param(Answer.text(), chat(None), "invalid", None, "no_answer", id="no text"),
+        pytest.param(Answer.text(), chat(None, refusal="no"), "refused", None, "refusal", id="refusal"),
+        pytest.param(Answer.text(), chat("x", "content_filter"), "refused", "x", "refusal", id="content filter"),
+        pytest.param(Answer.text(), chat("half", "length"), "invalid", "half", "cut", id="cut"),
+        pytest.param(
+            Answer.text(), {"choices": [{"text": "on", "finish_reason": "length"}]}, "succeeded", "on", None, id="completion"
+        ),
+        pytest.param(LABELS, chat('{"label": "Very Bad."}'), "succeeded", "very bad", None, id="label in JSON"),
+        pytest.param(LABELS, chat('{"label": "meh"}'), "invalid", '{"label": "meh"}', "unknown_label", id="other label"),
+        pytest.param(PLAIN_LABELS, chat(' "Very bad."\n'), "succeeded", "very bad", None, id="label in text"),
+        pytest.param(PLAIN_LABELS, chat("it is good"), "invalid", "it is good", "unknown_label", id="label in a sentence"),
+        pytest.param(FIELDS, chat("{broken"), "invalid", "{broken", "invalid_json", id="broken JSON"),
+        pytest.param(
+            FIELDS, chat('{"when": 5, "count": 1, "tags": []}'), "invalid", '{"when": 5, "count": 1, "tags": []}',
+            "schema_violation", id="schema broken",
+        ),
+        pytest.param(Answer.raw(), chat("half", "length"), "succeeded", "half", None, id="raw is not judged"),
+        pytest.param(Answer.raw(), {"anything": 1}, "succeeded", None, None, id="raw of any form"),
+        pytest.param(Answer.text(), {"error": {"code": "boom", "message": "m"}}, "retryable", None, "boom", id="200 error"),
+        pytest.param(Answer.text(), b"<html>", "invalid", None, "unreadable_body", id="no JSON"),
+        pytest.param(Answer.text(), {"choices": "none"}, "invalid", None, "unreadable_body", id="choices of another type"),
+        pytest.param(Answer.embedding(), {"data": []}, "invalid", None, "no_answer", id="no embedding"),
+    ],
+)  # fmt: skip
+def test_the_verdict_on_an_answer(answer: Answer, body: Any, verdict: str, value: Any, code: str | None) -> None:
+    reply = read(answer, body)
+    assert (reply.verdict, reply.answer, reply.error_code) == (verdict, value, code)
+
+
+def test_fields_become_typed_columns() -> None:
+    reply = read(FIELDS, chat('```json\n{"when": null, "count": 3, "tags": ["a"]}\n```'))
+    assert (reply.verdict, reply.fields) == ("succeeded", (None, 3, ["a"]))
+    assert [column.type for column in FIELDS.columns] == [pa.string(), pa.int64(), pa.list_(pa.string())]
+
+
+def test_the_responses_api_is_read() -> None:
+    said = [{"type": "reasoning"}, {"type": "message", "content": [{"type": "output_text", "text": "hi"}]}]
+    reply = read(Answer.text(), {"output": said, "usage": {"input_tokens": 4, "output_tokens": 2}})
+    assert (reply.verdict, reply.answer, reply.input_tokens, reply.output_tokens) == ("succeeded", "hi", 4, 2)
+    cut = read(Answer.text(), {"output": said, "incomplete_details": {"reason": "max_output_tokens"}})
+    assert (cut.verdict, cut.error_code) == ("invalid", "cut")
+
+
+def test_embeddings_and_moderations_are_read() -> None:
+    embedding = read(Answer.embedding(), {"data": [{"embedding": [0.5, 1]}], "usage": {"prompt_tokens": 2}})
+    assert (embedding.verdict, embedding.answer, embedding.input_tokens) == ("succeeded", [0.5, 1], 2)
+    result = {"flagged": True, "categories": {"violence": True, "hate": False}}
+    moderation = read(Answer.moderation(), {"results": [result]})
+    assert (moderation.answer, moderation.fields) == ("flagged", (True, ["violence"]))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "verdict"),
+    [
+        *((status, "x", "failed") for status in (400, 401, 403, 404, 413, 422)),
+        *((status, "x", "retryable") for status in (0, 408, 409, 429, 500, 502, 503)),
+        (None, "batch_expired", "expired"), (None, "batch_cancelled", "expired"), (None, "request_timeout", "retryable"),
+        (None, "no_response", "retryable"), (None, "invalid_request", "failed"), (None, "what", "retryable"),
+    ],
+)  # fmt: skip
+def test_which_failures_may_be_sent_again(status: int | None, code: str, verdict: str) -> None:
+    assert failure_verdict(status, code) == verdict
+
+
+@pytest.mark.parametrize("body", [{"error": {"code": "c", "message": "m"}}, {"error": {"type": "c", "message": "m"}}])
+def test_an_http_failure_says_its_code_and_message(body: dict[str, Any]) -> None:
+    reply = read(Answer.text(), body, 400)
+    assert (reply.verdict, reply.error_code, reply.error_message) == ("failed", "c", "m")
+
+
+@given(st.binary(), st.none() | st.integers(0, 599))
+def test_any_body_gets_a_verdict(body: bytes, status: int | None) -> None:
+    for answer in (Answer.text(), LABELS, FIELDS, Answer.embedding(), Answer.moderation(), Answer.raw()):
+        assert read(answer, body, status).verdict != "succeeded" or status is None or 200 <= status < 300
+
+
+def test_schemas_of_all_kinds_make_columns() -> None:
+    schema = {
+        "type": "object",
+        "$defs": {"Self": {"type": "array", "items": {"$ref": "#/$defs/Self"}}, "Day": {"enum": ["mon", "tue"]}},
+        "properties": {
+            "optional": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+            "day": {"$ref": "#/$defs/Day"},
+            "mixed": {"type": ["string", "integer"]},
+            "inner": {"type": "object"},
+            "loop": {"$ref": "#/$defs/Self"},
+        },
+    }
+    columns = {column.name: (column.type, column.nested) for column in columns_of(schema)}
+    text = (pa.string(), True)
+    assert columns == {
+        "optional": (pa.int64(), False), "day": (pa.string(), False), "mixed": text, "inner": text, "loop": text,
+    }  # fmt: skip
