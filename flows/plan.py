@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import flow
 
 from flows.names import name_run
@@ -12,7 +14,7 @@ from tasks.plan import plan_requests
 
 
 @flow(name="plan_batch", flow_run_name=name_run, validate_parameters=False)
-def plan_batch(job: Job | str, home: str | None = None) -> Plan:
+def plan_batch(job: Job | dict[str, Any] | str, home: str | None = None) -> Plan:
     """Plans a job: rows, requests, shards, tokens, cost, and the first requests as they would be sent.
 
     Args:

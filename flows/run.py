@@ -37,7 +37,7 @@ PATIENCE = 3600.0
     validate_parameters=False,
     task_runner=ThreadPoolTaskRunner(max_workers=4),  # type: ignore[arg-type]  # Prefect's own; generics do not fit
 )
-def run_batch(job: Job | str, dataset: Any = None, home: str | None = None) -> Summary:
+def run_batch(job: Job | dict[str, Any] | str, dataset: Any = None, home: str | None = None) -> Summary:
     """Runs a job: build → validate → submit → wait → fetch → parse → join → report.
 
     Args:

@@ -14,7 +14,8 @@ def check_address(run: Run) -> None:
         NoBatchApi, ProviderError, ProviderUnavailable, Unauthorized: it cannot be used.
     """
     if not (run.job.profile.name == "local" and run.job.profile.base_url is None):
-        connect(run).check()
+        with connect(run) as provider:
+            provider.check()
 
 
 def connect(run: Run, api_key: str | None = None) -> Provider:

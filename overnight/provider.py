@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import httpx2
 import openai
@@ -80,7 +80,7 @@ class RemoteBatch:
 
 
 class Provider:
-    """One account at one provider."""
+    """One account at one provider; a context that closes its connections."""
 
     def __init__(self, profile: Profile, api_key: str | None = None) -> None:
         """Makes a client; nothing is sent.
@@ -102,6 +102,12 @@ class Provider:
         self.address = profile.base_url
         key = api_key or _key_from_environment(profile)
         self._client = openai.OpenAI(base_url=self.address, api_key=key, max_retries=2, timeout=60)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
 
     def check(self) -> None:
         """Asks for the newest batch: shows that address, key and Batch API are there, and costs nothing.

@@ -93,7 +93,7 @@ def dollars(amount: float | None) -> str:
         return "unknown"
     if amount == 0:
         return "$0"
-    digits = 2 if amount >= 1 else min(8, 1 - math.floor(math.log10(amount)) + 1)
+    digits = 2 if amount >= 0.1 else min(8, 2 - math.floor(math.log10(amount)))
     return f"${amount:,.{digits}f}"
 
 

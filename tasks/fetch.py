@@ -51,4 +51,5 @@ def fetch(provider: Provider, folder: Path, batch: Batch) -> Fetched:
 @task(name="fetch", task_run_name="fetch {batch.batch_id}", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=2)
 def fetch_files(run: Run, batch: Batch) -> Fetched:
     """Downloads the files of an ended batch."""
-    return fetch(connect(run), run.folder.responses, batch)
+    with connect(run) as provider:
+        return fetch(provider, run.folder.responses, batch)

@@ -117,7 +117,8 @@ class Submission:
 def submit_shard(run: Run, shard: Shard, owner: str) -> str | None:
     """Sends one shard; returns its batch id, or None where it has to wait."""
     try:
-        batch = Submission(run, connect(run), owner).submit(shard)
+        with connect(run) as provider:
+            batch = Submission(run, provider, owner).submit(shard)
     except Transient as error:
         logger.warning("shard %s waits: %s", shard.file_name, error)
         if not isinstance(error, QueueFull):

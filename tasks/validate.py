@@ -61,7 +61,8 @@ def check_staged(run: Run, build: Build) -> None:
     if problems := staged_problems(run.folder.staging, build, run.job.profile):
         raise InvalidRequests("the provider would refuse these requests; nothing was sent:", problems)
     if build.shards:
-        connect(run).check()
+        with connect(run) as provider:
+            provider.check()
 
 
 @task(name="validate", cache_policy=NO_CACHE)

@@ -60,9 +60,9 @@ def wait(run: Run, patience: float) -> None:
     """Looks until there is something to do, for at most `patience` seconds; looks once in any case."""
     ledger, until = run.ledger, time.monotonic() + patience
     for pause in pauses(run.job.profile.poll_seconds):
-        provider = connect(run)
-        for batch in submitted_batches(ledger.shards(run.job.name)):
-            look(provider, ledger, batch)
+        with connect(run) as provider:  # anew for each look: the embedded endpoint may have moved
+            for batch in submitted_batches(ledger.shards(run.job.name)):
+                look(provider, ledger, batch)
         shards, now = ledger.shards(run.job.name), time.time()
         done = all(shard.settled for shard in shards)
         if done or ended_batches(shards) or submittable(shards, run.job, now) or time.monotonic() >= until:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,9 @@ def client(address: str, key: str = "secret-key") -> Provider:
 
 
 @pytest.fixture
-def provider(provider_server: ProviderProcess) -> Provider:
-    return client(provider_server.base_url)
+def provider(provider_server: ProviderProcess) -> Iterator[Provider]:
+    with client(provider_server.base_url) as provider:
+        yield provider
 
 
 @pytest.fixture
@@ -83,8 +85,8 @@ def test_a_create_is_sent_once_whatever_comes_back(
 
 
 def test_a_create_that_was_never_sent_is_not_a_lost_reply() -> None:
-    with pytest.raises(ProviderUnavailable, match="cannot reach"):
-        client("http://127.0.0.1:9/v1").create("file-1", "/v1/chat/completions", {})
+    with pytest.raises(ProviderUnavailable, match="cannot reach"), client("http://127.0.0.1:9/v1") as provider:
+        provider.create("file-1", "/v1/chat/completions", {})
 
 
 @pytest.mark.parametrize(

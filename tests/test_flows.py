@@ -1,0 +1,83 @@
+"""The flows under Prefect: as a person calls them from a notebook, and as a deployment does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from overnight.job import Job
+from tests.conftest import MakeJob, ProviderProcess
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def read_artifact(key: str) -> str:
+    from prefect.client.orchestration import get_client  # noqa: PLC0415 - Prefect's import takes seconds
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey  # noqa: PLC0415
+
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
+    return str(found[-1].data)
+
+
+def test_a_dataframe_from_a_notebook_is_a_dataset(make_job: MakeJob, tmp_path: Path) -> None:
+    from flows.run import run_batch  # noqa: PLC0415
+
+    frame = pd.DataFrame({"text": [f"t{n}" for n in range(5)], "n": range(5)})
+    job = Job.model_validate({name: value for name, value in make_job([]).items() if name != "dataset"})
+    summary = run_batch(job, dataset=frame, home=str(tmp_path / "home"))
+    joined = summary.to_pandas()
+    assert joined[["text", "n"]].equals(frame)
+    assert joined["answer"].to_list() == [f"echo: t{n}" for n in range(5)]
+    assert (summary.rows, summary.succeeded, summary.batches, summary.within_bounds) == (5, 5, 1, True)
+    again = run_batch(job, dataset=frame, home=str(tmp_path / "home"))
+    assert (again.succeeded, again.batches) == (5, 1)
+
+
+def test_a_job_may_be_a_dict_or_a_file_and_the_report_is_an_artifact(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.run import run_batch  # noqa: PLC0415
+
+    monkeypatch.setenv("OVERNIGHT_HOME", str(tmp_path / "home"))
+    job = make_job(["a", "[400]"], name="by-dict")
+    summary = run_batch(job)
+    report = summary.report.read_text()
+    assert "| failed | invalid_request | 1 |" in report
+    assert read_artifact("report-by-dict") == report
+    path = tmp_path / "job.yaml"
+    path.write_text(Job.model_validate(job | {"name": "by-file"}).model_dump_json(by_alias=True))
+    assert run_batch(str(path)).succeeded == 1
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    from flows.run import run_batch  # noqa: PLC0415
+
+    job = make_job([f"t{n}" for n in range(6)], limits={"max_requests": 2, "poll_seconds": 0.02})
+    refusal = {"call": "upload", "status": 401, "body": {"error": {"message": "no"}}}
+    provider_server.order(faults=[refusal], default={"polls": 1})
+    with pytest.raises(Exception, match="check the key"):
+        run_batch(job, home=str(tmp_path / "home"))
+    assert run_batch(job, home=str(tmp_path / "home")).succeeded == 6
+    assert set(provider_server.books()["billed"].values()) == {1}
+
+
+def test_the_parameters_of_the_flow_make_a_form() -> None:
+    from flows.run import run_batch  # noqa: PLC0415
+
+    schema: dict[str, Any] = run_batch.parameters.model_dump()
+    assert set(schema["properties"]) == {"job", "dataset", "home"}
+    assert "Job" in schema["definitions"]
+
+
+def test_a_plan_is_an_artifact(make_job: MakeJob, tmp_path: Path) -> None:
+    from flows.plan import plan_batch  # noqa: PLC0415
+
+    made = plan_batch(make_job(["a", "a", None], name="planned"), home=str(tmp_path / "home"))
+    assert (made.rows, made.requests, made.unsendable, made.shards) == (3, 1, 1, 1)
+    assert read_artifact("plan-planned") == made.text
