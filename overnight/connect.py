@@ -8,12 +8,13 @@ from overnight.run import Run
 
 
 def check_address(run: Run) -> None:
-    """Asks the provider, unless it is the embedded endpoint, which would have to be started for it.
+    """Asks the provider, unless the embedded endpoint or Prefect would have to be started for it.
 
     Raises:
         NoBatchApi, ProviderError, ProviderUnavailable, Unauthorized: it cannot be used.
     """
-    if not (run.job.profile.name == "local" and run.job.profile.base_url is None):
+    embedded = run.job.profile.name == "local" and run.job.profile.base_url is None
+    if not embedded and run.job.provider.credentials is None:
         with connect(run) as provider:
             provider.check()
 

@@ -176,7 +176,7 @@ class ProviderChoice(_Part):
     api_key_env: str | None = None
     """The environment variable that holds the key. The key itself never stands in a job."""
     credentials: str | None = None
-    """The name of a Prefect block of type `batch-provider` that holds address and key."""
+    """The name of a Prefect `Secret` block that holds the key."""
     completion_window: str | None = None
     """How long the provider may take, such as `24h`."""
     prices: Prices | None = None

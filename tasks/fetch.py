@@ -9,11 +9,11 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.connect import connect
 from overnight.errors import NotFound
 from overnight.ledger import Batch
 from overnight.provider import Provider
 from overnight.run import Run
+from tasks.connect import provider_of
 
 
 @dataclass(frozen=True)
@@ -51,5 +51,5 @@ def fetch(provider: Provider, folder: Path, batch: Batch) -> Fetched:
 @task(name="fetch", task_run_name="fetch {batch.batch_id}", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=2)
 def fetch_files(run: Run, batch: Batch) -> Fetched:
     """Downloads the files of an ended batch."""
-    with connect(run) as provider:
+    with provider_of(run) as provider:
         return fetch(provider, run.folder.responses, batch)

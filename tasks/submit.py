@@ -10,7 +10,6 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.connect import connect
 from overnight.errors import LedgerError, ProviderError, QueueFull, ReplyLost, SubmissionUnknown, Transient
 from overnight.ledger import Batch, Shard
 from overnight.provider import Provider, RemoteBatch
@@ -18,6 +17,7 @@ from overnight.queue import QUEUE_FULL_SECONDS
 from overnight.run import Run
 from overnight.shards import file_key
 from overnight.states import State
+from tasks.connect import provider_of
 
 TROUBLE_SECONDS = 15.0
 logger = logging.getLogger("overnight.submit")
@@ -117,7 +117,7 @@ class Submission:
 def submit_shard(run: Run, shard: Shard, owner: str) -> str | None:
     """Sends one shard; returns its batch id, or None where it has to wait."""
     try:
-        with connect(run) as provider:
+        with provider_of(run) as provider:
             batch = Submission(run, provider, owner).submit(shard)
     except Transient as error:
         logger.warning("shard %s waits: %s", shard.file_name, error)

@@ -10,13 +10,13 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.connect import connect
 from overnight.errors import InvalidRequests, Problem
 from overnight.files import sync_folder
 from overnight.ledger import JobRecord
 from overnight.profiles import Profile
 from overnight.rules import check_lines
 from overnight.run import Build, Run
+from tasks.connect import provider_of
 
 _MOST_PROBLEMS = 1000
 
@@ -61,7 +61,7 @@ def check_staged(run: Run, build: Build) -> None:
     if problems := staged_problems(run.folder.staging, build, run.job.profile):
         raise InvalidRequests("the provider would refuse these requests; nothing was sent:", problems)
     if build.shards:
-        with connect(run) as provider:
+        with provider_of(run) as provider:
             provider.check()
 
 

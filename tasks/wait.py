@@ -9,7 +9,6 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.connect import connect
 from overnight.errors import NotFound, Transient
 from overnight.ledger import Batch, Ledger
 from overnight.provider import Provider, RemoteBatch
@@ -17,6 +16,7 @@ from overnight.queue import QUEUE_FULL_SECONDS, ended_batches, next_release, pau
 from overnight.run import Run
 from overnight.states import State
 from overnight.wire import TERMINAL
+from tasks.connect import provider_of
 
 _MOST_ERRORS = 1000
 logger = logging.getLogger("overnight.wait")
@@ -60,7 +60,7 @@ def wait(run: Run, patience: float) -> None:
     """Looks until there is something to do, for at most `patience` seconds; looks once in any case."""
     ledger, until = run.ledger, time.monotonic() + patience
     for pause in pauses(run.job.profile.poll_seconds):
-        with connect(run) as provider:  # anew for each look: the embedded endpoint may have moved
+        with provider_of(run) as provider:  # anew for each look: the embedded endpoint may have moved
             for batch in submitted_batches(ledger.shards(run.job.name)):
                 look(provider, ledger, batch)
         shards, now = ledger.shards(run.job.name), time.time()

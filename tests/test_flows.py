@@ -67,6 +67,24 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
     assert set(provider_server.books()["billed"].values()) == {1}
 
 
+def test_a_key_comes_from_a_block_and_is_written_nowhere(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    from prefect.blocks.system import Secret  # noqa: PLC0415
+
+    from flows.run import run_batch  # noqa: PLC0415
+
+    provider_server.order(key="sk-very-secret")
+    provider = {"profile": "custom", "base_url": provider_server.base_url, "credentials": "a-key"}
+    job = make_job(["a"], name="keyed", provider=provider)
+    with pytest.raises(Exception, match="no Secret block named 'a-key'"):
+        run_batch(job, home=str(tmp_path / "home"))
+    Secret(value="sk-very-secret").save("a-key")
+    assert run_batch(job, home=str(tmp_path / "home")).succeeded == 1
+    written = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert [path for path in written if b"sk-very-secret" in path.read_bytes()] == []
+
+
 def test_the_parameters_of_the_flow_make_a_form() -> None:
     from flows.run import run_batch  # noqa: PLC0415
 
