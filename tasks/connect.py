@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect.blocks.system import Secret
 
 from overnight.connect import connect
@@ -20,7 +22,7 @@ def provider_of(run: Run) -> Provider:
     if (name := run.job.provider.credentials) is None:
         return connect(run)
     try:
-        block = Secret.load(name)
+        block: Any = Secret.load(name)
     except ValueError:
         raise Unauthorized(
             f"Prefect has no Secret block named {name!r}: make one on its page, or with Secret(…).save"
