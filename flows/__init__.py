@@ -1,11 +1,12 @@
 """The sentences: one flow a file, and the command line in `__main__`.
 
 Prefect's own server, which it starts where no `PREFECT_API_URL` is set, takes half a minute the first time on a small
-machine: it is given the time, unless the person set another.
+machine: it is given the time, unless the person set another. Prefect's usage statistics are off unless they are asked for.
 """
 
 import os
 
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "overnight")
