@@ -1,7 +1,8 @@
 """The sentences: one flow a file, and the command line in `__main__`.
 
 Prefect's own server, which it starts where no `PREFECT_API_URL` is set, takes half a minute the first time on a small
-machine: it is given the time, unless the person set another. Prefect's usage statistics are off unless they are asked for.
+machine: it is given the time, unless the person set another. Prefect's usage statistics are off unless somebody asks
+for them.
 """
 
 import os
