@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import urllib.request
@@ -14,10 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import settings as hypothesis_settings
 
+import flows  # noqa: F401 - sets Prefect's defaults before anything imports it
+
 hypothesis_settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis_settings.load_profile("repeatable")
-os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-os.environ["DO_NOT_TRACK"] = "1"
 
 ROOT = Path(__file__).parent.parent
 
