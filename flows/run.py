@@ -9,21 +9,23 @@ import time
 from typing import Any
 
 from prefect import flow
+from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.names import name_run
 from overnight.job import Job
 from overnight.lease import leased
 from overnight.local import stop_local_endpoint
-from overnight.queue import ended_batches, submittable
+from overnight.queue import ended_batches
 from overnight.run import Run, open_run
 from overnight.summary import Summary
 from tasks.build import build_requests
+from tasks.clean import clean_files, cleanable
 from tasks.fetch import fetch_files
 from tasks.join import join_answers
 from tasks.parse import parse_answers
 from tasks.report import write_report
-from tasks.submit import submit_shard
+from tasks.submit import release, submit_shard
 from tasks.validate import validate_requests
 from tasks.wait import wait_for_batches
 
@@ -56,14 +58,20 @@ def run_batch(job: Job | dict[str, Any] | str, dataset: Any = None, home: str | 
     try:
         with leased(run.ledger, run.job.name, PATIENCE):
             validate_requests(run, build_requests(run))
+        failure: Exception | None = None
         while not settled(run):
             with leased(run.ledger, run.job.name, PATIENCE) as owner:
-                submit_ready(run, owner)
+                failure = failure or submit_ready(run, owner)
+            if failure and not run.at_provider():
+                raise failure
             wait_for_batches(run, PATIENCE)
             with leased(run.ledger, run.job.name, PATIENCE):
-                collect_ended(run)
+                failure = collect_ended(run) or failure
         with leased(run.ledger, run.job.name, PATIENCE):
-            return write_report(run, join_answers(run), time.monotonic() - started)
+            summary = write_report(run, join_answers(run), time.monotonic() - started)
+            if run.job.cleanup == "after_join" and cleanable(run.ledger.shards(run.job.name)):
+                clean_files(run)
+            return summary
     finally:
         stop_local_endpoint(run.home)
 
@@ -73,15 +81,22 @@ def settled(run: Run) -> bool:
     return all(shard.settled for shard in run.ledger.shards(run.job.name))
 
 
-def submit_ready(run: Run, owner: str) -> None:
-    """Submits the shards that may go out now."""
-    shards = submittable(run.ledger.shards(run.job.name), run.job, time.time())
-    for submitted in [submit_shard.submit(run, shard, owner) for shard in shards]:
-        submitted.result()
+def submit_ready(run: Run, owner: str) -> Exception | None:
+    """Submits the shards that may go out now; returns what stopped the first that could not."""
+    return first_failure([submit_shard.submit(run, shard, owner) for shard in release(run, time.time())])
 
 
-def collect_ended(run: Run) -> None:
-    """Fetches and settles the batches that have ended."""
-    ended = ended_batches(run.ledger.shards(run.job.name))
-    for fetched in [fetch_files.submit(run, batch) for batch in ended]:
-        parse_answers(run, fetched.result())
+def collect_ended(run: Run) -> Exception | None:
+    """Fetches and settles the batches that have ended; one that cannot be settled keeps no other from it."""
+    fetched = [fetch_files.submit(run, batch) for batch in ended_batches(run.ledger.shards(run.job.name))]
+    wait(fetched)
+    whole = [future for future in fetched if future.state.is_completed()]
+    parsed = [parse_answers(run, future.result(), return_state=True) for future in whole]
+    failed = [state.result(raise_on_failure=False) for state in parsed if not state.is_completed()]
+    return first_failure(fetched) or next((one for one in failed if isinstance(one, Exception)), None)
+
+
+def first_failure(futures: list[PrefectFuture[Any]]) -> Exception | None:
+    """Waits for task runs; what the first of them raised that failed."""
+    results = [future.result(raise_on_failure=False) for future in futures]
+    return next((result for result in results if isinstance(result, Exception)), None)

@@ -7,6 +7,7 @@ A verdict is one of `VERDICTS`. `succeeded`, `failed`, `refused` and `invalid` a
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -214,10 +215,14 @@ def _said(body: _Body) -> _Said:
         if text is None and message.tool_calls:
             text = msgspec.json.encode(message.tool_calls).decode()
         return _Said(text, str(message.refusal) if message.refusal else None, choice.finish_reason)
-    parts = [part for item in body.output or () if isinstance(item, dict) for part in item.get("content") or ()]
+    parts = [part for item in body.output or () if _is_message(item) for part in item.get("content") or ()]
     refusal = next((str(part["refusal"]) for part in parts if isinstance(part, dict) and part.get("refusal")), None)
     reason = body.incomplete_details.get("reason") if isinstance(body.incomplete_details, dict) else None
     return _Said(_joined_parts(parts), refusal, reason or ("stop" if parts else None))
+
+
+def _is_message(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("type", "message") == "message"
 
 
 def _joined_parts(content: Any) -> str | None:
@@ -267,14 +272,16 @@ def _common(body: _Body) -> Reply | None:
 
 
 def _label_reader(labels: tuple[str, ...], *, structured: bool) -> Callable[[_Body], Reply]:
-    plain = {_plain(label): label for label in labels}
+    forms = Counter(_plain(label) for label in labels)
+    known = {_plain(label): label for label in labels if forms[_plain(label)] == 1}
+    known |= {label: label for label in labels}
 
     def judge(body: _Body) -> Reply:
         if (common := _common(body)) is not None:
             return common
         text = _said(body).text or ""
         label = _structured_label(text) if structured else text
-        if (found := plain.get(_plain(label))) is not None:
+        if (found := known.get(label.strip()) or known.get(_plain(label))) is not None:
             return _reply(body, "succeeded", found)
         return _reply(body, "invalid", text, code="unknown_label", message=f"not one of {', '.join(labels)}")
 
@@ -308,7 +315,11 @@ def _json_reader(schema: dict[str, Any], columns: tuple[Column, ...]) -> Callabl
         if (wrong := next(validator.iter_errors(value), None)) is not None:
             where = "/".join(str(part) for part in wrong.instance_path) or "the answer"
             return _reply(body, "invalid", text, code="schema_violation", message=f"{where}: {wrong.message}")
-        return _reply(body, "succeeded", text, [_cell(value.get(column.name), column) for column in columns])
+        try:
+            cells = [_cell(value.get(column.name), column) for column in columns]
+        except (OverflowError, ValueError, TypeError) as error:
+            return _reply(body, "invalid", text, code="schema_violation", message=f"does not fit its column: {error}")
+        return _reply(body, "succeeded", text, cells)
 
     return judge
 
@@ -322,13 +333,29 @@ def _unfenced(text: str) -> str:
 def _cell(value: Any, column: Column) -> Any:
     if column.nested and value is not None:
         return msgspec.json.encode(value).decode()
-    return float(value) if column.type == pa.float64() and value is not None else value
+    return _typed(value, column.type)
+
+
+def _typed(value: Any, kind: pa.DataType) -> Any:
+    """A JSON value as its Arrow type takes it: schemas allow 3.0 for an integer, and integers of any size."""
+    if value is None:
+        return None
+    if pa.types.is_list(kind):
+        return [_typed(item, kind.value_type) for item in value]
+    if kind == pa.float64():
+        return float(value)
+    if kind == pa.int64():
+        whole = int(value)
+        if not -(2**63) <= whole < 2**63:
+            raise OverflowError(f"{value} is too large")
+        return whole
+    return value
 
 
 def _read_embedding(body: _Body) -> Reply:
     first = body.data[0] if body.data else None
     vector = first.get("embedding") if isinstance(first, dict) else None
-    if not isinstance(vector, list) or not vector:
+    if not isinstance(vector, list) or not vector or not all(isinstance(one, int | float) for one in vector):
         return _reply(body, "invalid", None, code="no_answer", message="the response holds no embedding as a list")
     return _reply(body, "succeeded", vector)
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
@@ -26,7 +27,6 @@ from overnight.job import Dataset
 
 BATCH_ROWS = 2048
 _BLOCK_BYTES = 4 << 20
-_CSV_COLUMN = re.compile(r"CSV column (?:#(\d+)|'([^']*)').*conversion error", re.DOTALL)
 _JSON_ROW = re.compile(r"in row (\d+)")
 
 Format = Literal["csv", "parquet", "jsonl", "requests"]
@@ -78,7 +78,7 @@ def open_dataset(dataset: Dataset, *, request_lines: bool = False) -> Rows:
     kind: Format = "requests" if request_lines else _format(dataset, files)
     schema_of, read = _FORMATS[kind]
     schemas = [_guarded(file, schema_of) for file in files]
-    schema = _common_schema(files, schemas)
+    schema = _common_schema(files, schemas, text_wins=kind == "csv")
 
     def all_rows() -> Iterator[pa.RecordBatch]:
         for file in files:
@@ -122,7 +122,7 @@ def _find_files(dataset: Dataset) -> list[File]:
         filesystem, root = fsspec.core.url_to_fs(dataset.path)
         if filesystem.isdir(root):
             paths = [path for path in filesystem.find(root) if _suffix(path) in _SUFFIXES]
-        elif any(sign in root for sign in "*?["):
+        elif any(sign in root for sign in "*?[") and not filesystem.exists(root):
             paths = [path for path in filesystem.glob(root) if not filesystem.isdir(path)]
         else:
             paths = [root] if filesystem.exists(root) else []
@@ -163,7 +163,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def _common_schema(files: list[File], schemas: list[pa.Schema]) -> pa.Schema:
+def _common_schema(files: list[File], schemas: list[pa.Schema], *, text_wins: bool) -> pa.Schema:
     first = set(schemas[0].names)
     problems = [
         Problem(file.path, f"its columns differ from {files[0].path}: " + ", ".join(sorted(first ^ set(schema.names))))
@@ -174,6 +174,9 @@ def _common_schema(files: list[File], schemas: list[pa.Schema]) -> pa.Schema:
         problems += [Problem(files[0].path, f"has two columns named {name!r}") for name in _twice(schema.names)]
     if problems:
         raise DatasetError("the files of the dataset do not have the same columns:", problems)
+    if text_wins:  # a column that is text in one csv file is text in all, as it stands there
+        text = {field.name for schema in schemas for field in schema if pa.types.is_string(field.type)}
+        schemas = [pa.schema([f.with_type(pa.string()) if f.name in text else f for f in schema]) for schema in schemas]
     try:
         common = pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as error:
@@ -200,33 +203,38 @@ def _csv_reader(file: File, types: dict[str, pa.DataType]) -> pa.csv.CSVStreamin
         column_types=types, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
     )
     parse = pa.csv.ParseOptions(newlines_in_values=True)
-    stream: Any = file.open()
-    if file.path.endswith(".gz"):
-        stream = pa.CompressedInputStream(stream, "gzip")
+    stream = fsspec.core.OpenFile(file.filesystem, file.path, compression="infer").open()
     return pa.csv.open_csv(
         stream, parse_options=parse, convert_options=convert, read_options=pa.csv.ReadOptions(use_threads=False)
     )
 
 
 def _csv_schema(file: File) -> pa.Schema:
-    """The narrowest types that hold for the whole file: a column that breaks its guess becomes text."""
-    types: dict[str, pa.DataType] = {}
-    names: list[str] = []
-    while True:
-        try:
-            with _csv_reader(file, types) as reader:
-                schema, names = reader.schema, reader.schema.names
-                for _ in reader:
-                    pass
-            return schema
-        except pa.ArrowInvalid as error:
-            if "Empty CSV file" in str(error):
-                raise DatasetError(f"the dataset {file.path} has no rows") from None
-            found = _CSV_COLUMN.search(str(error))
-            name = (found[2] or names[int(found[1])]) if found and (found[2] or names) else None
-            if name is None or name in types:
-                raise
-            types[name] = pa.string()
+    """Integers and decimals where every value of a column reads back as it stands in the file; text else."""
+    try:
+        with _csv_reader(file, {}) as reader:
+            names = reader.schema.names
+        if _twice(names):  # said of all files together
+            return pa.schema([pa.field(name, pa.string()) for name in names])
+        kinds: dict[str, list[pa.DataType]] = {name: [pa.int64(), pa.float64()] for name in names}
+        with _csv_reader(file, dict.fromkeys(names, pa.string())) as reader:
+            for batch in reader:
+                for name, kept in kinds.items():
+                    kinds[name] = [kind for kind in kept if _reads_back(batch[name], kind)]
+    except pa.ArrowInvalid as error:
+        if "Empty CSV file" in str(error):
+            raise DatasetError(f"the dataset {file.path} has no rows") from None
+        if "UTF8" in str(error):
+            raise DatasetError(f"{file.path} is not UTF-8 text: save it as UTF-8 ({_first_line(error)})") from None
+        raise
+    return pa.schema([pa.field(name, next(iter(kinds[name]), pa.string())) for name in names])
+
+
+def _reads_back(text: pa.Array, kind: pa.DataType) -> bool:
+    try:
+        return bool(pc.all(pc.equal(text.cast(kind).cast(pa.string()), text), min_count=0).as_py() is not False)
+    except pa.ArrowException:
+        return False
 
 
 def _csv_rows(file: File, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -272,7 +280,7 @@ def _json_block(file: File, block: _Block, schema: pa.Schema | None) -> pa.Table
 def _json_schema(file: File) -> pa.Schema:
     schema = pa.schema([])
     for block in _line_blocks(file):
-        found = _json_block(file, block, None).schema
+        found = pa.schema([_text_stays(field) for field in _json_block(file, block, None).schema])
         try:
             schema = pa.unify_schemas([schema, found], promote_options="permissive")
         except pa.ArrowException as error:
@@ -280,6 +288,19 @@ def _json_schema(file: File) -> pa.Schema:
                 f"{file.path}, from line {block.first_line}: a column changes its type: {_first_line(error)}"
             ) from None
     return schema
+
+
+def _text_stays(field: pa.Field) -> pa.Field:
+    """Arrow guesses times in text that looks like them; a prompt wants the text."""
+    return field.with_type(_with_text(field.type))
+
+
+def _with_text(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_temporal(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(_with_text(kind.value_type))
+    return pa.struct([_text_stays(inner) for inner in kind]) if pa.types.is_struct(kind) else kind
 
 
 def _json_rows(file: File, schema: pa.Schema) -> Iterator[pa.RecordBatch]:

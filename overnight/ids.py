@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ Hashes = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
-def id_hashes(ids: Sequence[str]) -> Hashes:
+def id_hashes(ids: Sequence[str] | Sequence[bytes]) -> Hashes:
     """64-bit hashes of ids, good within this process.
 
     Two of two million ids share a hash once in ten million runs; whoever looks an id up by its hash compares the ids.
@@ -49,9 +50,9 @@ class IdSet:
                 self._runs.append(merged)
         return new
 
-    def add_all(self, ids: Iterable[str], chunk: int = 10_000) -> None:
+    def add_all(self, ids: Iterable[str] | Iterable[bytes], chunk: int = 10_000) -> None:
         """Adds a stream of ids."""
-        pending: list[str] = []
+        pending: list[Any] = []
         for one in ids:
             pending.append(one)
             if len(pending) == chunk:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from overnight.profiles import Profile, profile_names
 from overnight.suggest import did_you_mean
@@ -88,6 +88,13 @@ class Classify(_Part):
     """What the labels tell, in a word: `sentiment`, `topic`, `urgency`. Small models answer better when it is said."""
     instructions: str | None = None
     """One more sentence for the model, such as what the texts are."""
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, labels: tuple[str, ...] | dict[str, str]) -> tuple[str, ...] | dict[str, str]:
+        if len(set(labels)) < len(labels):
+            raise ValueError("task.labels has a label twice")
+        return labels
 
 
 class Extract(_Part):
@@ -196,8 +203,15 @@ class Limits(_Part):
     """Estimated input tokens in open batches at the same time; also the largest batch."""
     max_attempts: int = Field(default=3, ge=1, le=20)
     """How often a request is sent before its last failure counts."""
+    max_reasks: int = Field(default=1, ge=0, le=10)
+    """How often an invalid answer is asked for again, with what was wrong with it, or with more tokens where it was
+    cut."""
+    resubmit_lost: bool = False
+    """Send the requests of a batch again that the provider does not know any more; they may have been paid."""
     deadline_hours: float = Field(default=26, gt=0, le=24 * 15)
     """How long after its creation a batch is waited for."""
+    lost_reply_seconds: float | None = Field(default=None, ge=0)
+    """How long a batch is looked for whose create call got no answer, before it is created again."""
     poll_seconds: float | None = Field(default=None, gt=0)
     """Shortest pause between two looks at a batch; pauses grow from here to ten times as long."""
 
@@ -241,6 +255,8 @@ class Job(_Part):
     """How the joined table looks."""
     report: Report = Report()
     """What the report adds."""
+    cleanup: Literal["after_join", "never"] = "after_join"
+    """Whether input and result files are deleted at the provider, once the joined table holds their answers."""
 
     @model_validator(mode="after")
     def _model_where_needed(self) -> Job:
@@ -266,6 +282,7 @@ class Job(_Part):
             max_bytes=self.limits.max_bytes,
             max_enqueued_tokens=self.limits.max_enqueued_tokens,
             poll_seconds=self.limits.poll_seconds,
+            lost_reply_seconds=self.limits.lost_reply_seconds,
         )
 
     def definition(self) -> dict[str, Any]:

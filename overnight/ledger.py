@@ -20,7 +20,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from overnight.errors import LedgerError
-from overnight.states import OPEN, STEPS, State
+from overnight.states import AT_PROVIDER, OPEN, STEPS, State
 
 _METADATA = sa.MetaData()
 JOBS = sa.Table(
@@ -53,7 +53,9 @@ SHARDS = sa.Table(
     sa.Column("tokens", sa.BigInteger, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("url", sa.Text, nullable=False),
+    sa.Column("provider", sa.Text, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("reask", sa.Integer, nullable=False),
     sa.Column("settled", sa.Boolean, nullable=False, default=False),
     sa.Column("hold_until", sa.Double),
     sa.Column("hold_reason", sa.Text),
@@ -66,6 +68,7 @@ BATCHES = sa.Table(
     sa.Column("token", sa.Text, nullable=False, unique=True),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("started_at", sa.Double, nullable=False),
+    sa.Column("creating_at", sa.Double),
     sa.Column("file_id", sa.Text),
     sa.Column("batch_id", sa.Text),
     sa.Column("status", sa.Text),
@@ -74,6 +77,8 @@ BATCHES = sa.Table(
     sa.Column("ended_at", sa.Double),
     sa.Column("collected_at", sa.Double),
     sa.Column("cancelled_by_us", sa.Boolean, nullable=False, default=False),
+    sa.Column("misses", sa.Integer, nullable=False, default=0),
+    sa.Column("cleaned", sa.Boolean, nullable=False, default=False),
     sa.Column("output_file_id", sa.Text),
     sa.Column("error_file_id", sa.Text),
     sa.Column("done", sa.Integer),
@@ -81,6 +86,15 @@ BATCHES = sa.Table(
     sa.Column("errors", sa.JSON),                       # of the whole batch: [code, message, line]
     sa.Column("verdicts", sa.JSON),
 )  # fmt: skip
+
+LEARNED = sa.Table(
+    "learned_limits", _METADATA,
+    sa.Column("provider", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+    sa.Column("at", sa.Double, nullable=False),
+)  # fmt: skip
+_LEARNED_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -111,8 +125,12 @@ class NewShard:
     """Estimated input tokens."""
     model: str
     url: str
+    provider: str = ""
+    """Whose queue it goes into: the profile's name and address."""
     attempt: int = 1
     """Which attempt of its requests this is, from 1; what did not count as one is not counted."""
+    reask: int = 0
+    """How often its requests were asked again because their answers were invalid."""
 
     @property
     def file_name(self) -> str:
@@ -129,6 +147,8 @@ class Batch:
     token: str
     state: State
     started_at: float
+    creating_at: float | None = None
+    """When the last create call was about to be made."""
     file_id: str | None = None
     batch_id: str | None = None
     status: str | None = None
@@ -137,6 +157,10 @@ class Batch:
     ended_at: float | None = None
     collected_at: float | None = None
     cancelled_by_us: bool = False
+    misses: int = 0
+    """How often in a row the provider did not know the batch."""
+    cleaned: bool = False
+    """Whether its files were deleted at the provider."""
     output_file_id: str | None = None
     error_file_id: str | None = None
     done: int | None = None
@@ -157,6 +181,11 @@ class Shard(NewShard):
     hold_until: float | None
     hold_reason: str | None
     batches: tuple[Batch, ...] = ()
+
+    @property
+    def sent(self) -> bool:
+        """Whether it has, or may have, a batch at the provider, or files that are not collected."""
+        return self.open_batch is not None and self.open_batch.state not in (State.UPLOADING, State.UPLOADED)
 
     @property
     def open_batch(self) -> Batch | None:
@@ -236,11 +265,12 @@ class Ledger:
         return (last or 0) + 1
 
     def plan(self, record: JobRecord, shards: Sequence[NewShard], *, drop: Sequence[int] = ()) -> None:
-        """Writes a build: the job as it is now, and its new shards, in place of some that were never sent."""
+        """Writes a build: the job as it is now, and its new shards, in place of some that were never sent (`drop`)."""
         values = {name: getattr(record, name) for name in record.__dataclass_fields__}
         with self._transaction() as connection:
-            connection.execute(sa.delete(BATCHES).where(BATCHES.c.shard_id.in_(drop)))
-            connection.execute(sa.delete(SHARDS).where(SHARDS.c.id.in_(drop)))
+            begun = BATCHES.c.shard_id.in_(drop) & BATCHES.c.state.in_([State.UPLOADING, State.UPLOADED])
+            connection.execute(sa.update(BATCHES).where(begun).values(state=State.REFUSED))
+            connection.execute(sa.update(SHARDS).where(SHARDS.c.id.in_(drop)).values(settled=True))
             connection.execute(sa.delete(JOBS).where(JOBS.c.name == record.name))
             connection.execute(sa.insert(JOBS).values(**values))
             _insert_shards(connection, record.name, shards)
@@ -275,8 +305,6 @@ class Ledger:
         Raises:
             LedgerError: the step does not exist, or another process took one first.
         """
-        if to not in STEPS[batch.state]:
-            raise LedgerError(f"batch attempt {batch.id} cannot go from {batch.state} to {to}")
         with self._transaction() as connection:
             return _move(connection, batch, to, values)
 
@@ -291,7 +319,43 @@ class Ledger:
             held = sa.select(LEASES.c.owner).where(LEASES.c.job == job, LEASES.c.until > now)
             if connection.execute(held).scalar() != owner:
                 raise LedgerError("this process lost its lease on the job (was the machine asleep?): run it again")
-            return _move(connection, batch, State.CREATING, {})
+            return _move(connection, batch, State.CREATING, {"creating_at": now})
+
+    def split(self, shard: Shard, pieces: Sequence[NewShard]) -> None:
+        """Plans smaller shards in place of one that has no open attempt.
+
+        Raises:
+            LedgerError: it has one.
+        """
+        with self._transaction() as connection:
+            others = sa.select(BATCHES.c.id).where(BATCHES.c.shard_id == shard.id, BATCHES.c.state.in_(OPEN))
+            if connection.execute(others).first():
+                raise LedgerError(f"shard {shard.file_name} has an open attempt: it cannot be split")
+            connection.execute(sa.update(SHARDS).where(SHARDS.c.id == shard.id).values(settled=True))
+            _insert_shards(connection, shard.job, list(pieces))
+
+    def enqueued(self, provider: str, model: str) -> int:
+        """Estimated tokens in the provider's queue, of all jobs of this ledger."""
+        waiting = sa.select(sa.func.sum(SHARDS.c.tokens)).join(BATCHES).where(
+            SHARDS.c.provider == provider, SHARDS.c.model == model, BATCHES.c.state.in_(AT_PROVIDER)
+        )  # fmt: skip
+        with self._transaction() as connection:
+            return int(connection.execute(waiting).scalar() or 0)
+
+    def learned_limit(self, provider: str, model: str, now: float) -> int | None:
+        """The enqueued tokens that the provider was seen to take; None where it refused nothing for a day."""
+        found = sa.select(LEARNED.c.tokens).where(
+            LEARNED.c.provider == provider, LEARNED.c.model == model, LEARNED.c.at > now - _LEARNED_SECONDS
+        )
+        with self._transaction() as connection:
+            return connection.execute(found).scalar()
+
+    def learn_limit(self, provider: str, model: str, tokens: int, now: float) -> None:
+        """Notes the enqueued tokens that the provider takes."""
+        with self._transaction() as connection:
+            at = (LEARNED.c.provider == provider) & (LEARNED.c.model == model)
+            connection.execute(sa.delete(LEARNED).where(at))
+            connection.execute(sa.insert(LEARNED).values(provider=provider, model=model, tokens=tokens, at=now))
 
     def hold(self, shard_id: int, until: float, reason: str) -> None:
         """Holds a shard back until a time (Unix seconds), and says why."""
@@ -311,10 +375,19 @@ class Ledger:
             connection.execute(sa.update(SHARDS).where(SHARDS.c.id == batch.shard_id).values(settled=True))
             _insert_shards(connection, job, list(again))
 
-    def refuse(self, batch: Batch, at: float, hold_until: float, reason: str) -> None:
-        """Closes an attempt that the provider turned away as a whole, and holds its shard back."""
+    def end(self, batch: Batch, **values: Any) -> bool:
+        """Notes that a submitted batch has ended; False where another process did so first."""
         with self._transaction() as connection:
-            _move(connection, batch, State.REFUSED, {"collected_at": at})
+            return _try_move(connection, batch, State.ENDED, values) is not None
+
+    def refuse(self, batch: Batch, at: float, hold_until: float, reason: str) -> None:
+        """Closes an attempt that the provider turned away as a whole, and holds its shard back.
+
+        Does nothing where another process was first.
+        """
+        with self._transaction() as connection:
+            if _try_move(connection, batch, State.REFUSED, {"collected_at": at}) is None:
+                return
             held = {"hold_until": hold_until, "hold_reason": reason}
             connection.execute(sa.update(SHARDS).where(SHARDS.c.id == batch.shard_id).values(**held))
 
@@ -356,6 +429,15 @@ def _insert_shards(connection: sa.Connection, job: str, shards: Sequence[NewShar
 
 
 def _move(connection: sa.Connection, batch: Batch, to: State, values: Mapping[str, Any]) -> Batch:
+    moved = _try_move(connection, batch, to, values)
+    if moved is None:
+        raise LedgerError(f"batch attempt {batch.id} is no longer {batch.state}: another process moved it on")
+    return moved
+
+
+def _try_move(connection: sa.Connection, batch: Batch, to: State, values: Mapping[str, Any]) -> Batch | None:
+    if to not in STEPS[batch.state]:
+        raise LedgerError(f"batch attempt {batch.id} cannot go from {batch.state} to {to}")
     step = (
         sa.update(BATCHES)
         .where(BATCHES.c.id == batch.id, BATCHES.c.state == batch.state)
@@ -363,9 +445,7 @@ def _move(connection: sa.Connection, batch: Batch, to: State, values: Mapping[st
         .returning(*BATCHES.c)
     )
     row = connection.execute(step).mappings().first()
-    if row is None:
-        raise LedgerError(f"batch attempt {batch.id} is no longer {batch.state}: another process moved it on")
-    return _batch(row)
+    return None if row is None else _batch(row)
 
 
 def _batch(row: sa.RowMapping) -> Batch:

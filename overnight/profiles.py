@@ -40,11 +40,19 @@ class Profile(BaseModel):
     """The strongest `response_format` that the provider is documented to take."""
     lists_batches: bool = True
     """Whether the batches of the account can be listed: how a lost reply is found again."""
+    probes_queue: bool = False
+    """Whether the account has a limit of enqueued tokens that nobody tells: until it is known, a batch goes out when
+    the one before was accepted."""
+    expires_outputs: bool = False
+    """Whether `output_expires_after` is taken."""
     discount: float | None = None
     """The fraction that a batch saves against real time; unknown when absent."""
     price_provider: str | None = None
     """The provider's id in genai-prices."""
     poll_seconds: float = 30
+    lost_reply_seconds: float = 180
+    """How long after a create call whose reply was lost its batch is looked for before it is created again: longer than
+    the call may take (120 s) and than a listing may lag."""
     notes: tuple[str, ...] = ()
     """What a person should know before the job is sent; `overnight plan` shows them."""
 
@@ -58,6 +66,11 @@ class Profile(BaseModel):
         if (found := _profiles().get(name)) is None:
             raise JobError(f"there is no provider profile {name!r}{did_you_mean(name, profile_names())}")
         return found
+
+    @property
+    def queue(self) -> str:
+        """Names the provider's queue: profile and address."""
+        return f"{self.name} {self.base_url or ''}".strip()
 
     def overridden(self, **fields: Any) -> Profile:
         """A copy with the given fields; a field that is None keeps the profile's value."""

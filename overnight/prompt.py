@@ -89,7 +89,7 @@ class Prompt:
         if slot.name not in self._renderers:
             self._renderers[slot.name] = slot.renderer()
         rendered = self._renderers[slot.name](batch)
-        errors.update({position: ("template_error", message) for position, message in rendered.errors.items()})
+        errors.update(rendered.errors)
         texts: list[bytes] = rendered.texts
         return texts
 
@@ -116,6 +116,12 @@ def _texts(body: Mapping[str, Any]) -> Iterator[str]:
     """The texts of a body that are prompt."""
     yield from (message["content"] for message in body.get("messages", ()))
     yield from (body[name] for name in ("input", "prompt", "instructions") if name in body)
+
+
+def definition_of(job: Job) -> dict[str, Any]:
+    """What makes a job's requests and reads their answers, with a schema's file or model read in."""
+    schema = answer_of(job).schema
+    return job.definition() | {"schema": json.loads(json.dumps(schema))}
 
 
 def url_of(job: Job) -> str:

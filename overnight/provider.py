@@ -7,6 +7,7 @@ batch, and lists without end where a server does not page. All of that is settle
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +30,7 @@ from overnight.errors import (
     ReplyLost,
     Unauthorized,
 )
-from overnight.files import atomic_open
+from overnight.files import atomic_path
 from overnight.profiles import Profile
 from overnight.wire import status_word
 
@@ -40,6 +41,9 @@ _DOWNLOAD_TRIES = 4
 _QUEUE_FULL = re.compile(
     r"token_limit_exceeded|enqueued token|queue.{0,20}full|too many batches|batches in progress", re.IGNORECASE
 )
+
+_OUTPUT_EXPIRY: Any = {"anchor": "created_at", "seconds": 30 * 86_400}
+_FATAL = re.compile(r"quota|billing|permission|api_key|unauthorized|account", re.IGNORECASE)
 
 
 class RemoteError(NamedTuple):
@@ -71,6 +75,16 @@ class RemoteBatch:
     def queue_full(self) -> bool:
         """It failed because the account's queue is full, not because of its lines."""
         return self.status == "failed" and any(_QUEUE_FULL.search(f"{e.code} {e.message}") for e in self.errors)
+
+    @property
+    def file_missing(self) -> bool:
+        """It failed because its input file is not there yet; seen right after uploads (openai-dotnet#312)."""
+        return self.status == "failed" and any("cannot find file" in e.message.lower() for e in self.errors)
+
+    @property
+    def fatal(self) -> bool:
+        """It failed because of the account: every other batch would too."""
+        return self.status == "failed" and any(_FATAL.search(e.code) for e in self.errors)
 
     @property
     def error_text(self) -> str | None:
@@ -137,13 +151,13 @@ class Provider:
             return {"data": page}
         return page if isinstance(page, dict) and isinstance(page.get("data"), list) else None
 
-    def upload(self, path: Path) -> str:
-        """Uploads a request file, streamed; returns its file id. Free to repeat: an orphan costs nothing."""
+    def upload(self, path: Path, name: str | None = None) -> str:
+        """Uploads a request file, streamed, under its own or another name; returns its file id. Costs nothing."""
         size = path.stat().st_size
         timeout = max(600.0, size / 1e6 * _UPLOAD_SECONDS_PER_MB)
         with self._translated("upload"), path.open("rb") as stream:
             uploaded = self._client.files.create(
-                file=(path.name, stream, "application/jsonl"),
+                file=(name or path.name, stream, "application/jsonl"),
                 purpose=_as_purpose(self.profile.purpose),
                 timeout=timeout,
             )
@@ -170,6 +184,7 @@ class Provider:
                 endpoint=_as_endpoint(url),
                 completion_window=_as_window(self.profile.completion_window),
                 metadata=dict(metadata),
+                output_expires_after=_OUTPUT_EXPIRY if self.profile.expires_outputs else openai.omit,
             )
         except openai.APIStatusError as error:
             if error.status_code >= 500 or error.status_code in (408, 409):
@@ -194,10 +209,13 @@ class Provider:
             raise ProviderUnavailable(f"the answer about {batch_id} is not a batch")
         return found
 
-    def batches(self) -> Iterator[RemoteBatch]:
-        """All batches of the account, newest first as providers list them.
+    def batches(self, since: float = 0) -> Iterator[RemoteBatch]:
+        """The batches of the account, newest first as providers list them.
 
         Stops when a page repeats an id: servers that ignore `after` would be listed for ever.
+
+        Args:
+            since: Unix seconds; a page of older batches, in order, ends the listing.
 
         Raises:
             ProviderUnavailable: a page cannot be read, or there are more than `MAX_LIST_PAGES`: the listing is not
@@ -210,11 +228,13 @@ class Provider:
             if page is None:
                 raise ProviderUnavailable("the list of batches cannot be read")
             found = [batch for batch in map(_remote, page["data"]) if batch is not None]
+            if len(found) < len(page["data"]):
+                raise ProviderUnavailable("the list of batches has entries that cannot be read")
             if not found or found[0].id in seen:
                 return
             yield from found
             seen.update(batch.id for batch in found)
-            if page.get("has_more") is False:
+            if page.get("has_more") is False or _all_before(found, since):
                 return
             after = found[-1].id
         raise ProviderUnavailable(f"the list of batches goes on after {MAX_LIST_PAGES} pages")
@@ -243,19 +263,31 @@ class Provider:
         raise AssertionError("unreachable")
 
     def _download_once(self, file_id: str, path: Path) -> int:
-        with self._translated(f"download {file_id}"), self._opened(file_id) as reply, atomic_open(path) as stream:
+        with self._translated(f"download {file_id}"), self._opened(file_id) as reply, atomic_path(path) as part:
             announced = reply.headers.get("content-length")
-            coded = reply.headers.get("content-encoding")
             arrived = 0
             try:
-                for chunk in reply.iter_bytes(1 << 18):
-                    stream.write(chunk)
-                    arrived += len(chunk)
+                with part.open("wb") as stream:
+                    for chunk in reply.iter_bytes(1 << 18):
+                        stream.write(chunk)
+                        arrived += len(chunk)
             except httpx2.RemoteProtocolError as error:
                 raise DownloadCut(f"the download of {file_id} was cut after {arrived:,} bytes: {error}") from None
-            if announced is not None and not coded and int(announced) != arrived:
-                raise DownloadCut(f"the download of {file_id} has {arrived:,} of {int(announced):,} bytes")
+            if announced is None or reply.headers.get("content-encoding"):
+                announced = self._size(file_id)
+            if (int(announced) != arrived) if announced is not None else not _ends_whole(part):
+                raise DownloadCut(f"the download of {file_id} has {arrived:,} of {announced or 'more'} bytes")
             return arrived
+
+    def _size(self, file_id: str) -> int | None:
+        """A file's size as the provider has it: a reply without a length can end anywhere unnoticed."""
+        if file_id.startswith(("http://", "https://")):
+            return None
+        try:
+            size = _unwrapped(self._client.files.retrieve(file_id)).get("bytes")
+        except openai.OpenAIError:
+            return None
+        return size if isinstance(size, int) and size > 0 else None
 
     @contextmanager
     def _opened(self, file_id: str) -> Iterator[Any]:
@@ -270,6 +302,19 @@ class Provider:
         else:
             with self._client.with_options(timeout=600).files.with_streaming_response.content(file_id) as reply:
                 yield reply
+
+    def find_file(self, name: str, size: int) -> str | None:
+        """The id of a batch input file of this name and size, such as one whose upload's reply was lost."""
+        query = {"purpose": self.profile.purpose, "limit": 1000}
+        try:
+            page: Any = self._client.get("/files", cast_to=object, options={"params": query})
+        except (openai.OpenAIError, httpx2.HTTPError):
+            return None  # a second upload costs nothing
+        files = page.get("data") if isinstance(page, dict) else None
+        for file in files if isinstance(files, list) else ():
+            if isinstance(file, dict) and (file.get("filename"), file.get("bytes")) == (name, size):
+                return str(file.get("id"))
+        return None
 
     def delete(self, file_id: str) -> None:
         """Deletes a file; one that is gone already is fine."""
@@ -322,6 +367,8 @@ def _translate(error: openai.OpenAIError, call: str, address: str) -> OvernightE
         return ProviderError(f"{message}; the account cannot pay")
     if _QUEUE_FULL.search(said):
         return QueueFull(message)
+    if "cannot find file" in said.lower():
+        return ProviderUnavailable(message)
     if status in (404, 405):
         return NotFound(message)
     if status in (408, 409, 429) or status >= 500:
@@ -382,6 +429,24 @@ def _remote(reply: Any) -> RemoteBatch | None:
         errors=tuple(_errors(fields.get("errors"))),
         metadata={str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else None,
     )
+
+
+def _ends_whole(path: Path) -> bool:
+    """Whether the last line of a file is whole JSON."""
+    with path.open("rb") as stream:
+        last = b""
+        for line in stream:
+            last = line if line.strip() else last
+    try:
+        json.loads(last or b"{}")
+    except ValueError:
+        return False
+    return True
+
+
+def _all_before(batches: list[RemoteBatch], since: float) -> bool:
+    times = [batch.created_at for batch in batches if batch.created_at is not None]
+    return len(times) == len(batches) and times == sorted(times, reverse=True) and times[0] < since
 
 
 def _whole(value: Any) -> int | None:

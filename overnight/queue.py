@@ -3,40 +3,82 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from overnight.job import Job
 from overnight.ledger import Batch, Shard
 from overnight.states import AT_PROVIDER, State
 
-QUEUE_FULL_SECONDS = 60.0
-"""How long a shard is held back that a full queue turned away."""
+FULL_QUEUE_POLLS = 10
+"""How long a shard is held back that a full queue turned away, in the profile's `poll_seconds`."""
 _SLOWEST = 10
 _GROWTH = 1.5
 _JITTER = 0.2
+_NAMED_LIMIT = re.compile(r"limit:?\s*(?:is\s*)?([\d][\d,._]*)\s*(?:enqueued\s*)?tokens", re.IGNORECASE)
+_MARGIN = 0.9
 
 
-def submittable(shards: Sequence[Shard], job: Job, now: float) -> list[Shard]:
+class Budget(NamedTuple):
+    """The token queue of one model at one provider."""
+
+    limit: int | None
+    """Enqueued tokens that it takes; None: not known."""
+    enqueued: int
+    """Estimated tokens in it now, of all jobs."""
+
+
+def submittable(shards: Sequence[Shard], job: Job, now: float, budgets: Mapping[str, Budget]) -> list[Shard]:
     """The shards to submit now, within the job's limits, oldest first.
 
     Attempts that were begun come first: they may have a batch at the provider already. A shard is held back while
-    open batches and enqueued tokens leave no room; one that is alone always goes.
+    open batches and enqueued tokens leave no room; one that is alone always goes. Where a limit exists that is not
+    known (`probes_queue`), one batch at a time waits to be accepted.
+
+    Args:
+        shards: all of the job's.
+        job: whose limits count.
+        now: Unix seconds.
+        budgets: by model.
     """
     waiting = [shard for shard in shards if not shard.settled]
     at_provider = [s for s in waiting if s.open_batch and s.open_batch.state in AT_PROVIDER]
     room = job.limits.max_open_batches - len(at_provider)
-    budget = job.profile.max_enqueued_tokens
-    enqueued = sum(shard.tokens for shard in at_provider)
+    enqueued = {model: budget.enqueued for model, budget in budgets.items()}
+    unproven = {shard.model for shard in at_provider if _unproven(shard)}
+    held = {shard.model for shard in waiting if _held(shard, now) and shard.open_batch is None}
     chosen = [shard for shard in waiting if _begun(shard) and not _held(shard, now)]
+    unproven |= {shard.model for shard in chosen}
     for shard in waiting:
-        if shard.open_batch is not None or _held(shard, now):
+        limit = budgets[shard.model].limit
+        full = limit is not None and enqueued[shard.model] > 0 and enqueued[shard.model] + shard.tokens > limit
+        probing = job.profile.probes_queue and job.profile.max_enqueued_tokens is None and shard.model in unproven
+        if shard.open_batch is not None or shard.model in held or full or probing or room <= 0:
             continue
-        if room <= 0 or (budget and enqueued and enqueued + shard.tokens > budget):
-            break
         chosen.append(shard)
         room -= 1
-        enqueued += shard.tokens
+        enqueued[shard.model] += shard.tokens
+        unproven.add(shard.model)
     return chosen
+
+
+def too_large(shards: Sequence[Shard], budgets: Mapping[str, Budget]) -> list[Shard]:
+    """Shards that no empty queue would take, and that can be cut."""
+    return [
+        shard
+        for shard in shards
+        if not shard.settled
+        and shard.open_batch is None
+        and shard.requests > 1
+        and (limit := budgets[shard.model].limit) is not None
+        and shard.tokens > limit
+    ]
+
+
+def _unproven(shard: Shard) -> bool:
+    batch = shard.open_batch
+    return batch is not None and (batch.state is not State.SUBMITTED or batch.status in (None, "validating"))
 
 
 def _begun(shard: Shard) -> bool:
@@ -45,6 +87,29 @@ def _begun(shard: Shard) -> bool:
 
 def _held(shard: Shard, now: float) -> bool:
     return shard.hold_until is not None and shard.hold_until > now
+
+
+def named_limit(message: str) -> int | None:
+    """The token limit that a refusal names: `Limit: 90,000 enqueued tokens` (OpenAI)."""
+    found = _NAMED_LIMIT.search(message)
+    return int(re.sub(r"\D", "", found[1])) if found else None
+
+
+def learned_limit(message: str, shard: Shard, others: int) -> int | None:
+    """What a refusal teaches about the queue's limit, in estimated tokens; None: nothing.
+
+    Args:
+        message: the provider's words.
+        shard: that was refused.
+        others: estimated tokens of other shards in the queue.
+    """
+    named = named_limit(message)
+    if others:
+        return min(filter(None, (named, int((others + shard.tokens) * _MARGIN))))
+    refusals = sum(batch.state is State.REFUSED for batch in shard.batches)
+    if named is not None and shard.tokens <= named * _MARGIN and not refusals:
+        return None  # others of the account fill the queue
+    return min(filter(None, (named, max(1, shard.tokens // 2))))
 
 
 def ended_batches(shards: Sequence[Shard]) -> list[Batch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from overnight.dataset import REQUEST_LINES
 from overnight.errors import Problem, TemplateError
+from overnight.ids import IdSet, id_hashes
 from overnight.job import Job, Raw
 from overnight.profiles import Profile
 from overnight.prompt import canonical, compile_prompt
@@ -53,23 +55,41 @@ def request_source(job: Job, schema: pa.Schema) -> Source:
     prompt = compile_prompt(job, schema)
     envelope = len(request_lines(job.name, prompt.url, [b""]).lines[0])
     kind = Kind(job.model or "", prompt.url, envelope + prompt.frame)
-    too_large = _size_check(job.profile)
+    too_large, salts = _size_check(job.profile), _Salts(job)
 
-    def render(batch: pa.RecordBatch, first_row: int) -> Requests:
+    def render(batch: pa.RecordBatch, _first_row: int) -> Requests:
         bodies = prompt.bodies(batch)
-        ids, lines = request_lines(job.name, prompt.url, bodies.texts, _salts(job, batch, first_row))
+        ids, lines = request_lines(job.name, prompt.url, bodies.texts, salts.of(batch, bodies.texts))
         return Requests(ids, lines, kind, too_large(lines, bodies.errors))
 
     return render
 
 
-def _salts(job: Job, batch: pa.RecordBatch, first_row: int) -> list[bytes] | None:
-    if job.deduplicate:
-        return None
-    if not job.dataset.key:
-        return [b"%d" % row for row in range(first_row, first_row + batch.num_rows)]
-    keys = batch.select(list(job.dataset.key)).to_pylist()
-    return [msgspec.json.encode(list(key.values())) for key in keys]
+class _Salts:
+    """What tells equal requests apart where each row is sent: the row's key, else how many the same went before.
+
+    So a row that is put in or taken out makes no other request of the others.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._seen = IdSet()
+        self._repeated: Counter[int] = Counter()
+
+    def of(self, batch: pa.RecordBatch, bodies: list[bytes]) -> list[bytes] | None:
+        """One per row of a batch; None where identical rows share a request."""
+        if self._job.deduplicate:
+            return None
+        if self._job.dataset.key:
+            keys = batch.select(list(self._job.dataset.key)).to_pylist()
+            return [msgspec.json.encode(list(key.values())) for key in keys]
+        hashes = id_hashes(bodies)
+        salts = []
+        for new, body in zip(self._seen.add(hashes).tolist(), hashes.tolist(), strict=True):
+            if not new:  # a Counter of all of them would be a dict as large as the dataset
+                self._repeated[body] += 1
+            salts.append(b"%d" % (0 if new else self._repeated[body]))
+        return salts
 
 
 def _size_check(profile: Profile) -> Callable[[list[bytes], dict[int, tuple[str, str]]], dict[int, tuple[str, str]]]:
@@ -89,7 +109,7 @@ def _raw_columns(job: Job, task: Raw, schema: pa.Schema) -> Source:
     column = task.body or ""
     if column not in schema.names:
         raise TemplateError(f"task.body: the dataset has no column {column!r}{did_you_mean(column, schema.names)}")
-    too_large = _size_check(job.profile)
+    too_large, salts = _size_check(job.profile), _Salts(job)
 
     def read(batch: pa.RecordBatch, first_row: int) -> Requests:
         bodies, kinds, errors, problems = [], [], {}, []
@@ -101,7 +121,7 @@ def _raw_columns(job: Job, task: Raw, schema: pa.Schema) -> Source:
                 problems.append(Problem(f"row {first_row + at + 1}", f"{column}: {wrong}"))
             kinds.append(Kind(str(body.get("model")), task.url, _RAW_FRAME))
             bodies.append(canonical(body))
-        ids, lines = request_lines(job.name, task.url, bodies, _salts(job, batch, first_row))
+        ids, lines = request_lines(job.name, task.url, bodies, salts.of(batch, bodies))
         return Requests(ids, lines, kinds, too_large(lines, errors), problems)
 
     return read
@@ -115,12 +135,18 @@ def _raw_body(value: Any) -> tuple[dict[str, Any], str]:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return {}, f"not valid JSON ({error})"
     elif isinstance(value, dict):  # a struct column has every field in every row
-        value = {name: part for name, part in value.items() if part is not None}
+        value = _without_nulls(value)
     if not isinstance(value, dict):
         return {}, "not a JSON object"
     if not isinstance(value.get("model"), str) or not value["model"]:
         return value, "`model` is missing: name the model in every body"
     return value, "`stream` is not possible in a batch" if value.get("stream") else ""
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 def _raw_file(job: Job) -> Source:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from overnight.dataset import Rows, open_dataset, save_frame
 from overnight.home import JobFolder, home_path
 from overnight.job import Job, Raw
 from overnight.jobfile import load_job
-from overnight.ledger import Ledger, NewShard
+from overnight.ledger import Ledger, NewShard, Shard
+from overnight.queue import Budget
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,20 @@ class Run:
     def ledger(self) -> Ledger:
         """The home's ledger."""
         return Ledger.of(self.home)
+
+    def budgets(self, shards: Sequence[Shard]) -> dict[str, Budget]:
+        """The token queues of the models of some shards: what the job and the provider's refusals say of them."""
+        profile, ledger = self.job.profile, self.ledger
+        budgets = {}
+        for model in {shard.model for shard in shards if not shard.settled}:
+            limits = [profile.max_enqueued_tokens, ledger.learned_limit(profile.queue, model, time.time())]
+            limit = min((one for one in limits if one is not None), default=None)
+            budgets[model] = Budget(limit, ledger.enqueued(profile.queue, model))
+        return budgets
+
+    def at_provider(self) -> bool:
+        """Whether any shard has, or may have, a batch whose answers are not collected."""
+        return any(shard.sent for shard in self.ledger.shards(self.job.name) if not shard.settled)
 
     def rows(self) -> Rows:
         """The job's dataset; a batch JSONL file comes as its lines."""

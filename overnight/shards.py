@@ -57,7 +57,14 @@ class ShardWriter:
     """Writes lines of one kind into files `<round>-<number>.jsonl`."""
 
     def __init__(
-        self, folder: Path, round_: int, numbers: Iterator[int], profile: Profile, kind: Kind, attempt: int = 1
+        self,
+        folder: Path,
+        round_: int,
+        numbers: Iterator[int],
+        profile: Profile,
+        kind: Kind,
+        attempt: int = 1,
+        reask: int = 0,
     ) -> None:
         """Makes a writer; the first line makes the first file.
 
@@ -68,9 +75,10 @@ class ShardWriter:
             profile: whose limits count.
             kind: of all lines.
             attempt: of all requests.
+            reask: how often their answers were invalid.
         """
         self._folder, self._round, self._numbers = folder, round_, numbers
-        self._profile, self._kind, self._attempt = profile, kind, attempt
+        self._profile, self._kind, self._attempt, self._reask = profile, kind, attempt, reask
         self._limit = shard_limit(profile)
         self._shards: list[NewShard] = []
         self._count = 0
@@ -121,7 +129,9 @@ class ShardWriter:
                 tokens=estimated_tokens(self._count, max(0, self._size - self._count * self._kind.frame)),
                 model=self._kind.model,
                 url=self._kind.url,
+                provider=self._profile.queue,
                 attempt=self._attempt,
+                reask=self._reask,
             )
         )
         self._count = 0

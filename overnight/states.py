@@ -3,10 +3,10 @@
 ::
 
     uploading ──→ uploaded(file_id) ──→ creating ──→ submitted(batch_id) ──→ ended(status) ──→ collected
-                                           │  ↑          ↑                      │
-                                           │  └─ none ─┐ │ found                └──→ refused
-                                           └────→ unknown┴─┘                           ↑
-                                           └──────────── turned away ──────────────────┘
+        │               │                  │  ↑          ↑ │
+        │               │                  │  └─ none ─┐ │ └ found
+        │               │                  └────→ unknown┴─┘
+        └───────────────┴──────────────────┴───────────── turned away ──→ refused  (from submitted too)
 
 `creating` is written before the paid call, so an attempt found in it (or in `unknown`) may have a batch at the
 provider: nothing is created again before a complete listing shows that there is none. `refused` ends an attempt that
@@ -32,12 +32,12 @@ class State(StrEnum):
 
 
 STEPS: dict[State, frozenset[State]] = {
-    State.UPLOADING: frozenset({State.UPLOADED}),
-    State.UPLOADED: frozenset({State.CREATING, State.UPLOADING}),
+    State.UPLOADING: frozenset({State.UPLOADED, State.REFUSED}),
+    State.UPLOADED: frozenset({State.CREATING, State.REFUSED}),
     State.CREATING: frozenset({State.SUBMITTED, State.UNKNOWN, State.REFUSED}),
     State.UNKNOWN: frozenset({State.SUBMITTED, State.CREATING}),
-    State.SUBMITTED: frozenset({State.ENDED}),
-    State.ENDED: frozenset({State.COLLECTED, State.REFUSED}),
+    State.SUBMITTED: frozenset({State.ENDED, State.REFUSED}),
+    State.ENDED: frozenset({State.COLLECTED}),
     State.COLLECTED: frozenset(),
     State.REFUSED: frozenset(),
 }

@@ -20,7 +20,6 @@ from overnight.errors import TemplateError
 from overnight.suggest import did_you_mean
 
 _PLAIN = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}")
-_GUARDED = re.compile(r"\{%-?\s*(?:if|elif)\s[^%]*?\b([A-Za-z_]\w*)\b|\{\{-?\s*([A-Za-z_]\w*)\s*\|\s*d(?:efault)?\b")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -35,8 +34,8 @@ class Rendered:
 
     texts: list[bytes]
     """JSON-escaped, one per row; empty where the row has an error."""
-    errors: dict[int, str] = field(default_factory=dict)
-    """Position in the batch: why the row cannot be rendered."""
+    errors: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """Position in the batch: error code, and why the row cannot be rendered."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,13 @@ class Template:
     """A compiled template.
 
     Attributes:
-        columns: the columns that it names.
-        required: those that must not be null: printed as they are, with no `default` and no `if` about them.
+        columns: the columns that it names, or all where it uses `row`.
         plain: every part is constant text or a text or integer column.
     """
 
     name: str
     source: str
     columns: tuple[str, ...]
-    required: tuple[str, ...]
     plain: bool
 
     @property
@@ -60,22 +57,55 @@ class Template:
         """Of a plain template: constant text and column names in turn, starting and ending with text."""
         return _PLAIN.split(self.source)
 
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Columns that a plain template prints: null in none of the rows that are sent."""
+        return self.columns if self.plain else ()
+
     def renderer(self) -> Callable[[pa.RecordBatch], Rendered]:
-        """A function that renders a batch; it keeps the compiled template, which cannot be pickled."""
-        environment = minijinja.Environment(undefined_behavior="strict", auto_escape_callback=lambda _name: False)
+        """A function that renders a batch; it keeps the compiled template, which cannot be pickled.
+
+        A null is undefined to the template: printing it is an error of the row, testing for it is not.
+        """
+        environment = _environment()
         environment.add_template(self.name, self.source)
 
         def render(batch: pa.RecordBatch) -> Rendered:
-            texts, errors = [], {}
+            texts, errors = list[bytes](), dict[int, tuple[str, str]]()
             for position, row in enumerate(batch.select(self.columns).to_pylist()):
+                known = {name: value for name, value in row.items() if value is not None}
                 try:
-                    texts.append(escape(environment.render_template(self.name, **row)))
-                except minijinja.TemplateError as error:
+                    texts.append(escape(environment.render_template(self.name, **{"row": known} | known)))
+                except Exception as error:  # noqa: BLE001 - filters and methods of values raise what they like
                     texts.append(b"")
-                    errors[position] = f"{self.name}: {error.message}"
+                    errors[position] = _row_error(self.name, error)
             return Rendered(texts, errors)
 
         return render
+
+
+def _environment() -> minijinja.Environment:
+    lenient_in_tests: Any = "semi_strict"  # missing in the stubs of minijinja 3.0
+    return minijinja.Environment(
+        undefined_behavior=lenient_in_tests, auto_escape_callback=lambda _name: False, keep_trailing_newline=True
+    )
+
+
+def _row_error(name: str, error: Exception) -> tuple[str, str]:
+    message = getattr(error, "message", None) or str(error)
+    code = "null_input" if getattr(error, "kind", None) == "UndefinedError" else "template_error"
+    return code, f"{name}: {message}"
+
+
+def _check_names(environment: minijinja.Environment, name: str, source: str) -> None:
+    """Refuses filters, tests and functions that do not exist: every row would fail at them."""
+    environment.undefined_behavior = "lenient"
+    try:
+        environment.render_str(source, row={})
+    except Exception as error:  # noqa: BLE001 - anything else depends on the row
+        if (kind := getattr(error, "kind", None)) in ("UnknownFilter", "UnknownTest", "UnknownFunction"):
+            message = getattr(error, "message", kind)
+            raise TemplateError(f"{name}, line {getattr(error, 'line', 1)}: {message}") from None
 
 
 def compile_template(name: str, source: str, schema: pa.Schema) -> Template:
@@ -84,33 +114,35 @@ def compile_template(name: str, source: str, schema: pa.Schema) -> Template:
     Args:
         name: the field of the job that it stands in, for messages.
         source: the Jinja text.
-        schema: the columns there are.
+        schema: the columns there are; those whose names are no identifiers are reached through `row`.
 
     Raises:
         TemplateError: a syntax error, or columns that the dataset does not have.
     """
-    environment = minijinja.Environment()
+    environment = _environment()
     try:
         environment.add_template(name, source)
-        named = environment.undeclared_variables_in_str(source) - set(environment.globals)
+        named = environment.undeclared_variables_in_str(source)
     except minijinja.TemplateError as error:
-        raise TemplateError(f"{name}, line {error.line}: {error.message}") from None
-    for unknown in sorted(named - set(schema.names)):
+        odd = [column for column in schema.names if not column.isidentifier() and column in source]
+        hint = f'; write {{{{ row["{odd[0]}"] }}}} for that column' if odd else ""
+        raise TemplateError(f"{name}, line {error.line}: {error.message}{hint}") from None
+    for unknown in sorted(named - set(schema.names) - set(environment.globals) - {"row"}):
         columns = ", ".join(schema.names)
         raise TemplateError(
             f"{name}: the dataset has no column {unknown!r}{did_you_mean(unknown, schema.names)} "
             f"(the columns are: {columns})"
         )
+    _check_names(environment, name, source)
     parts = _PLAIN.split(source)
     constant, printed = parts[0::2], parts[1::2]
-    guarded = {one or other for one, other in _GUARDED.findall(source)}
-    plain = not any(mark in text for text in constant for mark in ("{{", "{%", "{#"))
+    plain = not any(mark in text for text in constant for mark in ("{{", "{%", "{#")) and set(printed) <= named
+    whole = "row" in named and "row" not in schema.names
     return Template(
         name=name,
         source=source,
-        columns=tuple(sorted(named)),
-        required=tuple(sorted((set(printed) & named) - guarded)),
-        plain=plain and all(_plain_type(schema.field(column).type) for column in printed),
+        columns=tuple(schema.names) if whole else tuple(sorted(named & set(schema.names))),
+        plain=plain and not whole and all(_plain_type(schema.field(column).type) for column in printed),
     )
 
 

@@ -7,6 +7,7 @@ read costs that line.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,13 +109,26 @@ def read_result(line: bytes) -> ResultLine:
     except msgspec.ValidationError:
         return _read_loosely(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"not JSON: {error}") from None
+        if (mended := _without_surrogates(line)) is None:
+            raise ValueError(f"not JSON: {error}") from None
+        return read_result(mended)
     response = result.response
     if result.error is not None or response is None:
         return _error_line(result)
     if response.body is msgspec.UNSET:
         return _read_loosely(line) if response.status_code is None else _success(result, None)
     return _success(result, bytes(response.body))
+
+
+def _without_surrogates(line: bytes) -> bytes | None:
+    """The line without halves of surrogate pairs, which models cut in the middle of an emoji leave; None: no JSON."""
+    if b"\\ud" not in line.lower():
+        return None
+    try:
+        mended = json.dumps(json.loads(line), ensure_ascii=False, allow_nan=False).encode(errors="replace")
+    except (ValueError, RecursionError):
+        return None
+    return mended if mended != line else None
 
 
 def _success(result: _Result, body: bytes | None) -> ResultLine:

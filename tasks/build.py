@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from overnight.dataset import Rows
-from overnight.errors import DatasetError, HomeError, InvalidRequests, JobError, NoBatchApi, Problem
+from overnight.errors import DatasetError, HomeError, InvalidRequests, JobError, LedgerError, NoBatchApi, Problem
 from overnight.home import JobFolder
 from overnight.ids import IdSet, Mask, id_hashes
 from overnight.job import Job, Raw
-from overnight.ledger import Ledger, ledger_exists
+from overnight.ledger import Ledger, Shard, ledger_exists
 from overnight.parquet import TableWriter, write_parquet
-from overnight.prompt import answer_of, url_of
+from overnight.prompt import answer_of, definition_of, url_of
 from overnight.requests import Requests, request_source
 from overnight.results import result_parts, settled_ids
 from overnight.run import Build, Run
@@ -43,9 +44,32 @@ def check_job(job: Job, rows: Rows) -> None:
         there = ", ".join(profile.endpoints)
         raise NoBatchApi(f"{profile.name} has no batches for {url}, which task.kind {job.task.kind!r} needs; "
                          f"it has: {there}")  # fmt: skip
-    joined_schema(rows.schema, answer_of(job), job.output.prefix)
-    if job.report.compare is not None and job.report.compare not in rows.schema.names:
-        raise JobError(f"report.compare names {job.report.compare!r}; the columns are: {', '.join(rows.schema.names)}")
+    answer = answer_of(job)
+    check_columns(joined_schema(rows.schema, answer, job.output.prefix), next(rows.batches()))
+    if answer.kind == "embedding" and job.parameters.get("encoding_format") == "base64":
+        raise JobError("parameters.encoding_format: base64 cannot be read into a column of floats: leave it out")
+    if (compare := job.report.compare) is None:
+        return
+    if compare not in rows.schema.names:
+        raise JobError(f"report.compare names {compare!r}; the columns are: {', '.join(rows.schema.names)}")
+    if pa.types.is_nested(rows.schema.field(compare).type) or answer.kind == "embedding":
+        raise JobError(f"report.compare: {compare!r} and the answer have to be text or numbers")
+
+
+def check_columns(schema: pa.Schema, batch: pa.RecordBatch) -> None:
+    """Tries what the join will do, on a few rows: a column that cannot be written is better found now.
+
+    Raises:
+        DatasetError: names the column.
+    """
+    for name in batch.schema.names:
+        column = batch[name].slice(0, 2)
+        try:
+            kept = column.filter(pa.array([True] * len(column)))
+            pq.write_table(pa.table({name: kept}, schema=pa.schema([schema.field(name)])), pa.BufferOutputStream())
+        except pa.ArrowException as error:
+            kind = schema.field(name).type
+            raise DatasetError(f"column {name!r} ({kind}) cannot be kept in Parquet: {error}; leave it out") from None
 
 
 def known_requests(job: Job, folder: JobFolder, ledger: Ledger, superseded: set[int]) -> IdSet:
@@ -55,23 +79,55 @@ def known_requests(job: Job, folder: JobFolder, ledger: Ledger, superseded: set[
         known.add(hashes)
     for shard in ledger.shards(job.name):
         if not shard.settled and shard.id not in superseded:
-            known.add_all(custom_ids(folder.requests / shard.file_name))
+            known.add_all(custom_ids(request_file(folder, shard)))
     return known
 
 
+def request_file(folder: JobFolder, shard: Shard) -> Path:
+    """A shard's request file.
+
+    Raises:
+        LedgerError: it is gone.
+    """
+    path = folder.requests / shard.file_name
+    if not path.exists():
+        raise LedgerError(f"{path} is missing, and its requests are under way: restore it from a backup")
+    return path
+
+
+def sent_lines(job: Job, folder: JobFolder) -> IdSet:
+    """Hashes of all lines of a batch JSONL file that were ever sent: an id of it has one body for ever."""
+    lines = IdSet()
+    if _is_raw_file(job):
+        for path in sorted(folder.requests.glob("*.jsonl")):
+            with path.open("rb") as stream:
+                lines.add_all(stream)
+    return lines
+
+
+def _is_raw_file(job: Job) -> bool:
+    return isinstance(job.task, Raw) and job.task.body is None
+
+
 def superseded_shards(job: Job, ledger: Ledger) -> set[int]:
-    """Ids of planned shards of another definition: never sent, they give way to the new build."""
+    """Ids of planned shards that were never sent: they give way to the new build, and to its limits.
+
+    Shards of later attempts and of answers that are asked for again hold on, as long as the definition is the same.
+    """
     before = ledger.job(job.name)
-    if before is None or before.definition == job.definition():
-        return set()
-    return {shard.id for shard in ledger.shards(job.name) if not shard.settled and shard.open_batch is None}
+    changed = before is not None and before.definition != definition_of(job)
+    return {
+        shard.id
+        for shard in ledger.shards(job.name)
+        if not shard.settled and not shard.sent and (changed or (shard.attempt, shard.reask) == (1, 0))
+    }
 
 
 class Builder:
     """Streams rows into the staging folder."""
 
-    def __init__(self, job: Job, staging: Path, known: IdSet, round_: int) -> None:
-        self._job, self._staging, self._round = job, staging, round_
+    def __init__(self, job: Job, staging: Path, known: IdSet, sent: IdSet, round_: int) -> None:
+        self._job, self._staging, self._round, self._sent = job, staging, round_, sent
         self._known, self._seen, self._keys = known, IdSet(), IdSet()
         self._numbers = count()
         self._writers: dict[Kind, ShardWriter] = {}
@@ -107,8 +163,10 @@ class Builder:
         hashes = id_hashes(ids)
         new = np.zeros(rows, dtype=np.bool_)
         new[sendable] = self._seen.add(hashes[sendable])
-        if isinstance(self._job.task, Raw) and self._job.task.body is None and not requests.problems:
-            self._refuse_twins(ids, sendable & ~new)
+        if _is_raw_file(self._job) and not requests.problems:
+            self._refuse(ids, sendable & ~new, "stands twice")
+            changed = self._known.contains(hashes) & ~self._sent.contains(id_hashes(requests.lines))
+            self._refuse(ids, changed, "was sent with another body before: give it another id, or the job another name")
         fresh = new & ~self._known.contains(hashes)
         self._requests += int(new.sum())
         self._skipped += int(new.sum() - fresh.sum())
@@ -132,13 +190,10 @@ class Builder:
             self._writers[kind] = ShardWriter(self._staging, self._round, self._numbers, self._job.profile, kind)
         return self._writers[kind]
 
-    def _refuse_twins(self, ids: list[str], twins: Mask) -> None:
-        for at in np.flatnonzero(twins).tolist():
-            self._problems.append(
-                Problem(
-                    f"{self._job.dataset.path}, request {self._rows + at + 1}", f"custom_id {ids[at]!r} stands twice"
-                )
-            )
+    def _refuse(self, ids: list[str], at: Mask, why: str) -> None:
+        for position in np.flatnonzero(at).tolist():
+            where = f"{self._job.dataset.path}, request {self._rows + position + 1}"
+            self._problems.append(Problem(where, f"custom_id {ids[position]!r} {why}"))
 
     def _check_keys(self, batch: pa.RecordBatch) -> None:
         if not (key := list(self._job.dataset.key)):
@@ -178,11 +233,11 @@ def check_definition(job: Job, ledger: Ledger) -> None:
         HomeError: the job's name is in use.
     """
     before = ledger.job(job.name)
-    if before is None or before.definition == job.definition():
+    if before is None or before.definition == definition_of(job):
         return
-    waiting = sum(not shard.settled and shard.open_batch is not None for shard in ledger.shards(job.name))
+    waiting = sum(not shard.settled and shard.sent for shard in ledger.shards(job.name))
     if waiting:
-        now = job.definition()
+        now = definition_of(job)
         changed = ", ".join(sorted(key for key in now if now[key] != before.definition.get(key)))
         raise HomeError(
             f"the job {job.name!r} has {waiting} open batches with another {changed}: let them finish with the old job "
@@ -206,7 +261,8 @@ def build_into(staging: Path, run: Run) -> Build:
     rows = check_run(run)
     superseded = superseded_shards(job, ledger)
     known = known_requests(job, folder, ledger, superseded)
-    build = Builder(job, staging, known, ledger.next_round(job.name)).build(rows)
+    builder = Builder(job, staging, known, sent_lines(job, folder), ledger.next_round(job.name))
+    build = builder.build(rows)
     return replace(build, superseded=tuple(sorted(superseded)))
 
 

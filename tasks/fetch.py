@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prefect import task
@@ -14,6 +15,8 @@ from overnight.ledger import Batch
 from overnight.provider import Provider
 from overnight.run import Run
 from tasks.connect import provider_of
+
+logger = logging.getLogger("overnight.fetch")
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,10 @@ def fetch(provider: Provider, folder: Path, batch: Batch) -> Fetched:
         if not path.exists():
             try:
                 provider.download(file_id, path)
-            except NotFound:
-                if kind == "output":
-                    raise
+            except NotFound as error:
+                logger.warning("batch %s: its %s file is gone: %s", batch.batch_id, kind, error)
+                if kind == "output":  # what it held was paid, and cannot be had any more
+                    batch = replace(batch, status="lost")
                 continue  # some providers name an error file that they never make
         paths[kind] = path
     return Fetched(batch, paths["output"], paths["error"])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,14 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from overnight.again import send_again, write_again
 from overnight.answers import VERDICTS, Answer, Reply, Verdict, failure_verdict
 from overnight.errors import Unreconciled
-from overnight.files import sync_folder
-from overnight.ledger import Batch, NewShard, Shard
+from overnight.ledger import Batch
 from overnight.parquet import TableWriter, write_parquet
 from overnight.prompt import answer_of
 from overnight.results import result_schema
 from overnight.run import Run
-from overnight.shards import Kind, ShardWriter
-from overnight.tokens import frame_bytes
 from overnight.wire import ResultLine, custom_ids, read_result
 from tasks.fetch import Fetched
 
@@ -38,7 +34,7 @@ logger = logging.getLogger("overnight.parse")
 class Parsed:
     """What a batch came to."""
 
-    verdicts: dict[str, Verdict]
+    others: dict[str, Reply]
     """Of every request that did not succeed."""
     counts: dict[str, int]
     """Requests by verdict: they sum to the shard's."""
@@ -132,17 +128,17 @@ class Reconciler:
             Unreconciled: the verdicts do not add up to the shard's requests.
         """
         counts: Counter[str] = Counter({"succeeded": len(self._done)})
-        verdicts: dict[str, Verdict] = {}
+        others: dict[str, Reply] = {}
         for custom_id in sorted(self._open):
             reply, raw = self._held.get(custom_id) or (absent(custom_id), None)
             self._part.add(custom_id, reply, raw)
             counts[reply.verdict] += 1
-            verdicts[custom_id] = reply.verdict
+            others[custom_id] = reply
         self._part.flush()
         if sum(counts.values()) != self._size:
             raise Unreconciled(f"{self._size} requests were sent, {sum(counts.values())} have a verdict")
         kept: dict[str, int] = {verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]}
-        return Parsed(verdicts, kept, self._unreadable, self._duplicates, self._foreign)
+        return Parsed(others, kept, self._unreadable, self._duplicates, self._foreign)
 
 
 def absent_reply(batch: Batch, ids: list[str]) -> Callable[[str], Reply]:
@@ -155,6 +151,9 @@ def absent_reply(batch: Batch, ids: list[str]) -> Callable[[str], Reply]:
     if batch.status in ("expired", "cancelled"):
         code = f"batch_{batch.status}"
         return lambda _id: Reply("expired", error_code=code, error_message=f"the batch ended {batch.status}")
+    if batch.status == "lost":
+        message = "the provider does not know the batch any more"
+        return lambda _id: Reply("missing", error_code="batch_lost", error_message=message)
     if batch.status != "failed":
         return lambda _id: Reply(
             "missing", error_code="missing", error_message="the files have no line for the request"
@@ -185,65 +184,19 @@ def parse(fetched: Fetched, request_file: Path, part: Path, answer: Answer) -> P
         return reconciler.finish(absent_reply(fetched.batch, ids))
 
 
-def to_send_again(parsed: Parsed, shard: Shard, batch: Batch, max_attempts: int) -> dict[int, set[str]]:
-    """Which requests go out again, by the number of the attempt that this will be.
-
-    A request that could not be answered in time uses up no attempt, unless its batch answered none at all. What a
-    person cancelled stays cancelled.
-    """
-    again: dict[int, set[str]] = {}
-    stalled = not parsed.counts.get("succeeded")
-    for custom_id, verdict in parsed.verdicts.items():
-        if verdict == "expired" and batch.status == "cancelled" and not batch.cancelled_by_us:
-            continue
-        if verdict not in ("retryable", "missing", "expired"):
-            continue
-        attempt = shard.attempt if verdict == "expired" and not stalled else shard.attempt + 1
-        if attempt <= max_attempts:
-            again.setdefault(attempt, set()).add(custom_id)
-    return again
-
-
-def write_again(run: Run, shard: Shard, again: dict[int, set[str]]) -> list[NewShard]:
-    """Copies the lines of requests that go out again into files of a new round."""
-    if not again:
-        return []
-    folder = run.folder
-    staging = folder.path / ".again"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    kind = Kind(shard.model, shard.url, frame_bytes(shard.requests, shard.bytes, shard.tokens))
-    numbers, round_ = count(), run.ledger.next_round(shard.job)
-    planned: list[NewShard] = []
-    for attempt, ids in sorted(again.items()):
-        writer = ShardWriter(staging, round_, numbers, run.job.profile, kind, attempt)
-        for line in _lines_of(folder.requests / shard.file_name, ids):
-            writer.write([line])
-        planned += writer.finish()
-    for new in planned:
-        (staging / new.file_name).replace(folder.requests / new.file_name)
-    sync_folder(folder.requests)
-    staging.rmdir()
-    return planned
-
-
-def _lines_of(path: Path, ids: set[str]) -> Iterator[bytes]:
-    with path.open("rb") as lines:
-        yield from (line for line, custom_id in zip(lines, custom_ids(path), strict=True) if custom_id in ids)
-
-
 @task(name="parse", task_run_name="parse {fetched.batch.batch_id}", cache_policy=NO_CACHE)
 def parse_answers(run: Run, fetched: Fetched) -> dict[str, int]:
     """Settles an ended batch; returns its requests by verdict."""
-    shard = run.ledger.shard(fetched.batch.shard_id)
-    part = run.folder.results / f"{shard.round:04d}-{shard.number:04d}-{fetched.batch.id:06d}.parquet"
+    batch, limits = fetched.batch, run.job.limits
+    shard = run.ledger.shard(batch.shard_id)
+    part = run.folder.results / f"{shard.round:04d}-{shard.number:04d}-{batch.id:06d}.parquet"
     parsed = parse(fetched, run.folder.requests / shard.file_name, part, answer_of(run.job))
     if parsed.unreadable or parsed.duplicates or parsed.foreign:
         logger.warning("batch %s: %d unreadable lines, %d duplicates, %d of unknown requests",
-                       fetched.batch.batch_id, parsed.unreadable, parsed.duplicates, parsed.foreign)  # fmt: skip
-    again = to_send_again(parsed, shard, fetched.batch, run.job.limits.max_attempts)
-    planned = write_again(run, shard, again)
-    run.ledger.settle(fetched.batch, time.time(), parsed.counts, planned, shard.job)
-    logger.info("batch %s: %s%s", fetched.batch.batch_id, ", ".join(f"{n} {v}" for v, n in parsed.counts.items()),
-                f"; {sum(map(len, again.values()))} go out again" if again else "")  # fmt: skip
+                       batch.batch_id, parsed.unreadable, parsed.duplicates, parsed.foreign)  # fmt: skip
+    again = send_again(parsed.others, "succeeded" in parsed.counts, shard, batch, limits)
+    planned = write_again(run.folder, shard, again, run.job.profile, run.ledger.next_round(shard.job))
+    run.ledger.settle(batch, time.time(), parsed.counts, planned, shard.job)
+    logger.info("batch %s: %s%s", batch.batch_id, ", ".join(f"{n} {v}" for v, n in parsed.counts.items()),
+                f"; {sum(new.requests for new in planned)} go out again" if planned else "")  # fmt: skip
     return parsed.counts

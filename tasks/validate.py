@@ -14,6 +14,7 @@ from overnight.errors import InvalidRequests, Problem
 from overnight.files import sync_folder
 from overnight.ledger import JobRecord
 from overnight.profiles import Profile
+from overnight.prompt import definition_of
 from overnight.rules import check_lines
 from overnight.run import Build, Run
 from tasks.connect import provider_of
@@ -46,7 +47,7 @@ def plan_staged(run: Run, build: Build) -> None:
     record = JobRecord(
         name=job.name,
         job=job.model_dump(mode="json", by_alias=True),
-        definition=job.definition(),
+        definition=definition_of(job),
         fingerprint=build.fingerprint,
         rows=build.rows,
         requests=build.requests,

@@ -9,16 +9,19 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.errors import NotFound, Transient
-from overnight.ledger import Batch, Ledger
+from overnight.errors import NotFound, ProviderError, Transient
+from overnight.ledger import Batch
 from overnight.provider import Provider, RemoteBatch
-from overnight.queue import QUEUE_FULL_SECONDS, ended_batches, next_release, pauses, submittable, submitted_batches
+from overnight.queue import ended_batches, next_release, pauses, submittable, submitted_batches
 from overnight.run import Run
 from overnight.states import State
 from overnight.wire import TERMINAL
 from tasks.connect import provider_of
+from tasks.submit import turned_away
 
 _MOST_ERRORS = 1000
+_MOST_MISSES = 3
+_MOST_REFUSALS = 6
 logger = logging.getLogger("overnight.wait")
 
 
@@ -34,26 +37,75 @@ def seen(remote: RemoteBatch) -> dict[str, Any]:
     return found
 
 
-def look(provider: Provider, ledger: Ledger, batch: Batch) -> None:
-    """Asks for one batch and notes what changed; trouble on the way changes nothing."""
+def look(run: Run, provider: Provider, batch: Batch) -> None:
+    """Asks for one batch and notes what changed; trouble on the way changes nothing.
+
+    Raises:
+        ProviderError: the key or the account; nothing else of the job would go through either.
+    """
     try:
-        if batch.deadline_at and time.time() > batch.deadline_at and not batch.cancelled_by_us:
-            logger.warning("batch %s is past its deadline: cancelling it, keeping what it answered", batch.batch_id)
-            provider.cancel(batch.batch_id or "")
-            ledger.note(batch, cancelled_by_us=True)
         remote = provider.retrieve(batch.batch_id or "")
-    except (Transient, NotFound) as error:
+    except NotFound as error:
+        missed(run, batch, error.message)
+    except Transient as error:
         logger.warning("cannot look at batch %s: %s; trying again", batch.batch_id, error)
+    else:
+        seen_batch(run, batch, remote)
+        if remote.status not in TERMINAL and batch.deadline_at and time.time() > batch.deadline_at:
+            cancel_late(run, provider, batch)
+
+
+def cancel_late(run: Run, provider: Provider, batch: Batch) -> None:
+    """Ends the wait for a batch past its deadline, once; it is looked at until it has ended all the same."""
+    if batch.cancelled_by_us:
         return
+    logger.warning("batch %s is past its deadline: cancelling it, keeping what it answered", batch.batch_id)
+    run.ledger.note(batch, cancelled_by_us=True)
+    try:
+        provider.cancel(batch.batch_id or "")
+    except (Transient, ProviderError) as error:
+        logger.warning("batch %s cannot be cancelled: %s", batch.batch_id, error)
+
+
+def missed(run: Run, batch: Batch, message: str) -> None:
+    """The provider does not know the batch: after three times in a row it is lost."""
+    ledger = run.ledger
+    if batch.misses + 1 < _MOST_MISSES:
+        logger.warning("batch %s: %s; looking again", batch.batch_id, message)
+        ledger.note(batch, misses=batch.misses + 1)
+        return
+    logger.error("batch %s is lost: the provider does not know it any more", batch.batch_id)
+    ledger.end(batch, status="lost", ended_at=time.time())
+
+
+def seen_batch(run: Run, batch: Batch, remote: RemoteBatch) -> None:
+    """Notes a look at a batch; takes the step where it has ended.
+
+    Raises:
+        ProviderError: it failed for a reason that every other batch would.
+    """
+    ledger = run.ledger
     if remote.status not in TERMINAL:
-        if (remote.status, remote.done, remote.failed) != (batch.status, batch.done, batch.failed):
-            ledger.note(batch, **seen(remote))
+        now = (remote.status, remote.done, remote.failed)
+        if now != (batch.status, batch.done, batch.failed) or batch.misses:
+            logger.info("batch %s: %s, %s answered", remote.id, remote.status, remote.done)
+            ledger.note(batch, misses=0, **seen(remote))
         return
     logger.info("batch %s: %s", remote.id, remote.status)
-    ended = ledger.move(batch, State.ENDED, ended_at=time.time(), **seen(remote))
+    text = remote.error_text or "the batch failed"
     if remote.queue_full:
-        logger.warning("batch %s: the queue is full: %s", remote.id, remote.error_text)
-        ledger.refuse(ended, time.time(), time.time() + QUEUE_FULL_SECONDS, remote.error_text or "the queue is full")
+        turned_away(run, batch, text)
+    elif remote.fatal:
+        ledger.refuse(batch, time.time(), time.time(), text)
+        raise ProviderError(f"batch {remote.id} was refused: {text}")
+    elif remote.file_missing and _refusals(run, batch) < _MOST_REFUSALS:
+        ledger.refuse(batch, time.time(), time.time() + run.job.profile.poll_seconds, text)
+    else:
+        ledger.end(batch, ended_at=time.time(), **seen(remote))
+
+
+def _refusals(run: Run, batch: Batch) -> int:
+    return sum(other.state is State.REFUSED for other in run.ledger.shard(batch.shard_id).batches)
 
 
 def wait(run: Run, patience: float) -> None:
@@ -62,10 +114,11 @@ def wait(run: Run, patience: float) -> None:
     for pause in pauses(run.job.profile.poll_seconds):
         with provider_of(run) as provider:  # anew for each look: the embedded endpoint may have moved
             for batch in submitted_batches(ledger.shards(run.job.name)):
-                look(provider, ledger, batch)
+                look(run, provider, batch)
         shards, now = ledger.shards(run.job.name), time.time()
         done = all(shard.settled for shard in shards)
-        if done or ended_batches(shards) or submittable(shards, run.job, now) or time.monotonic() >= until:
+        ready = submittable(shards, run.job, now, run.budgets(shards))
+        if done or ended_batches(shards) or ready or time.monotonic() >= until:
             return
         release = next_release(shards, now)
         time.sleep(pause if release is None else min(pause, max(release, 0.01)))

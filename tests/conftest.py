@@ -92,6 +92,8 @@ def make_job(tmp_path: Path, provider_server: ProviderProcess) -> MakeJob:
             "provider": {"profile": "custom", "base_url": provider_server.base_url},
             "limits": {"poll_seconds": 0.02},
         }
-        return job | fields
+        job |= fields
+        job["limits"] = {"lost_reply_seconds": 0.1} | job["limits"]
+        return job
 
     return make

@@ -6,7 +6,7 @@ What is ordered is deterministic: a fault belongs to the next calls of its kind,
 created. `POST /_order` takes orders, `GET /_books` tells what was called and what was billed per custom_id, each
 request counting once for every time that a batch worked on it.
 
-Requests are answered by their last user text: `[400]`, `[429]`, `[500]`, `[refuse]`, `[cut]` and `[garbage]` in it
+Requests are answered by their first user text: `[400]`, `[429]`, `[500]`, `[refuse]`, `[cut]` and `[garbage]` in it
 make that answer; `[500 once]` only the first time. Else the answer is an echo, or, where the request has an enum
 schema, one of its labels.
 """
@@ -272,7 +272,7 @@ class Provider:
 def answer_line(request: dict[str, Any], attempt: int, shape: str) -> dict[str, Any]:
     """The result line of one request."""
     body = request["body"]
-    text = next((str(m["content"]) for m in reversed(body.get("messages") or []) if m.get("role") == "user"), "")
+    text = next((str(m["content"]) for m in body.get("messages") or [] if m.get("role") == "user"), "")
     order = FAULT.search(text)
     fault = order[1] if order and not (order[2] and attempt > 1) else None
     if fault and fault.isdigit():
@@ -381,6 +381,10 @@ class Handler(BaseHTTPRequestHandler):
         provider = self.provider
         if parts == ["files"] and self.command == "POST":
             return "upload", self._upload
+        if parts == ["files"]:
+            return "files", lambda fault: self._answer(fault, {"object": "list", "data": list(provider.files.values())})
+        if parts[0] == "files" and self.command == "GET" and parts[-1] != "content":
+            return "file", lambda fault: self._answer(fault, provider.files.get(parts[1]))
         if parts[0] == "files" and parts[-1] == "content":
             return "content", lambda fault: self._download(parts[1], fault)
         if parts[0] == "files" and self.command == "DELETE":

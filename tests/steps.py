@@ -9,14 +9,14 @@ from typing import Any
 import pandas as pd
 
 from overnight.lease import leased
-from overnight.queue import ended_batches, submittable
+from overnight.queue import ended_batches
 from overnight.run import Run, open_run
 from overnight.summary import Tally
 from tasks.build import stage
 from tasks.fetch import fetch_files
 from tasks.join import join
 from tasks.parse import parse_answers
-from tasks.submit import submit_shard
+from tasks.submit import release, submit_shard
 from tasks.validate import validate_requests
 from tasks.wait import wait
 
@@ -32,7 +32,7 @@ def build(job: Any, home: Path) -> Run:
 def advance(run: Run, patience: float = 0.2) -> None:
     """submit → wait → fetch → parse, once."""
     with leased(run.ledger, run.job.name) as owner:
-        for shard in submittable(run.ledger.shards(run.job.name), run.job, time.time()):
+        for shard in release(run, time.time()):
             submit_shard.fn(run, shard, owner)
     wait(run, patience)
     with leased(run.ledger, run.job.name):

@@ -50,6 +50,9 @@ def test_a_chat_answer_comes_with_model_tokens_and_finish_reason() -> None:
         pytest.param(LABELS, chat('{"label": "meh"}'), "invalid", '{"label": "meh"}', "unknown_label", id="other label"),
         pytest.param(PLAIN_LABELS, chat(' "Very bad."\n'), "succeeded", "very bad", None, id="label in text"),
         pytest.param(PLAIN_LABELS, chat("it is good"), "invalid", "it is good", "unknown_label", id="label in a sentence"),
+        pytest.param(Answer.label(("C", "C++"), None), chat("C++"), "succeeded", "C++", None, id="labels of signs"),
+        pytest.param(Answer.label(("C", "C++"), None), chat("c"), "invalid", "c", "unknown_label", id="which of two"),
+        pytest.param(FIELDS, chat('{"when": "", "count": 9223372036854775808, "tags": []}'), "invalid", '{"when": "", "count": 9223372036854775808, "tags": []}', "schema_violation", id="too large"),
         pytest.param(FIELDS, chat("{broken"), "invalid", "{broken", "invalid_json", id="broken JSON"),
         pytest.param(
             FIELDS, chat('{"when": 5, "count": 1, "tags": []}'), "invalid", '{"when": 5, "count": 1, "tags": []}',
@@ -75,7 +78,8 @@ def test_fields_become_typed_columns() -> None:
 
 
 def test_the_responses_api_is_read() -> None:
-    said = [{"type": "reasoning"}, {"type": "message", "content": [{"type": "output_text", "text": "hi"}]}]
+    thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Let me think."}]}
+    said = [thought, {"type": "message", "content": [{"type": "output_text", "text": "hi"}]}]
     reply = read(Answer.text(), {"output": said, "usage": {"input_tokens": 4, "output_tokens": 2}})
     assert (reply.verdict, reply.answer, reply.input_tokens, reply.output_tokens) == ("succeeded", "hi", 4, 2)
     cut = read(Answer.text(), {"output": said, "incomplete_details": {"reason": "max_output_tokens"}})

@@ -25,9 +25,9 @@ def all_rows(rows: Rows) -> list[dict[str, Any]]:
     return [row for batch in rows.batches() for row in batch.to_pylist()]
 
 
-def write(path: Path, text: str) -> Path:
+def write(path: Path, text: str | bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
 
@@ -101,9 +101,10 @@ def test_batches_are_small_whatever_the_file_has(tmp_path: Path) -> None:
         pytest.param("a.parquet", "not parquet at all", r"cannot read .*a\.parquet", id="no Parquet"),
         pytest.param("a.xlsx", "x", "files of one format are needed", id="unknown format"),
         pytest.param("a.csv", "x,x\n1,2\n", "two columns named 'x'", id="a column twice"),
+        pytest.param("a.csv", "x\nhé\n".encode("latin-1"), "is not UTF-8 text", id="Latin-1"),
     ],
 )
-def test_an_unusable_file_is_one_clear_error(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_an_unusable_file_is_one_clear_error(tmp_path: Path, name: str, text: str | bytes, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         opened(write(tmp_path / name, text))
 
@@ -160,3 +161,28 @@ def test_a_frame_that_cannot_be_kept_is_refused(tmp_path: Path, frame: Any) -> N
     with pytest.raises(DatasetError, match="DataFrame"):
         save_frame(frame, tmp_path / "dataset.parquet")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_csv_values_reach_the_prompt_as_they_stand_in_the_file(tmp_path: Path) -> None:
+    text = "id,zip,price,share,phone,flag,day\n1,00123,1.50,0.5,+331,true,2024-01-02\n-2,99999,2.25,-1.25,+332,false,\n"
+    rows = opened(write(tmp_path / "a.csv", text))
+    kinds = {field.name: str(field.type) for field in rows.schema}
+    assert kinds == {"id": "int64", "zip": "string", "price": "string", "share": "double", "phone": "string",
+                     "flag": "string", "day": "string"}  # fmt: skip
+    assert all_rows(rows)[0] == {"id": 1, "zip": "00123", "price": "1.50", "share": 0.5, "phone": "+331",
+                                 "flag": "true", "day": "2024-01-02"}  # fmt: skip
+
+
+def test_text_in_jsonl_stays_text_whatever_it_looks_like(tmp_path: Path) -> None:
+    rows = opened(write(tmp_path / "a.jsonl", '{"day": "2024-01-02", "in": {"at": ["2024-01-02T10:00:00Z"]}}\n'))
+    assert all_rows(rows) == [{"day": "2024-01-02", "in": {"at": ["2024-01-02T10:00:00Z"]}}]
+
+
+def test_a_column_that_is_text_in_one_csv_file_is_text_in_all(tmp_path: Path) -> None:
+    write(tmp_path / "d/a.csv", "x\n1\n")
+    write(tmp_path / "d/b.csv", "x\nA1\n")
+    assert [row["x"] for row in all_rows(opened(tmp_path / "d"))] == ["1", "A1"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_a_file(tmp_path: Path) -> None:
+    assert all_rows(opened(write(tmp_path / "r[1].csv", "x\n1\n"))) == [{"x": 1}]

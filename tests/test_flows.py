@@ -67,6 +67,24 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
     assert set(provider_server.books()["billed"].values()) == {1}
 
 
+def test_a_create_that_is_refused_keeps_no_paid_answer_from_being_collected(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    from flows.run import run_batch  # noqa: PLC0415
+    from overnight.run import open_run  # noqa: PLC0415
+
+    limits = {"max_requests": 1, "max_open_batches": 1, "poll_seconds": 0.02}
+    job = make_job(["a", "b"], name="refused", limits=limits)
+    refusal = {"call": "create", "status": 400, "body": {"error": {"message": "no", "code": "billing_hard_limit"}}}
+    provider_server.order(faults=[{"call": "create", "status": 500, "times": 1, "effect": True}, refusal])
+    with pytest.raises(Exception, match="the account cannot pay"):
+        run_batch(job, home=str(tmp_path / "home"))
+    run = open_run(job, home=str(tmp_path / "home"))
+    assert [shard.settled for shard in run.ledger.shards("refused")] == [True, False]
+    assert run_batch(job, home=str(tmp_path / "home")).succeeded == 2
+    assert set(provider_server.books()["billed"].values()) == {1}
+
+
 def test_a_key_comes_from_a_block_and_is_written_nowhere(
     make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
 ) -> None:

@@ -16,7 +16,7 @@ from overnight.errors import JobBusy, LedgerError
 from overnight.job import Job
 from overnight.lease import leased
 from overnight.ledger import JobRecord, Ledger, NewShard, Shard
-from overnight.queue import next_release, pauses, submittable
+from overnight.queue import Budget, learned_limit, named_limit, next_release, pauses, submittable, too_large
 from overnight.states import AT_PROVIDER, OPEN, STEPS, State
 
 RECORD = JobRecord("job", {}, {"model": "m"}, "print", 10, 10, 1.0)
@@ -154,6 +154,12 @@ def at_state(ledger: Ledger, shard: Shard, state: State) -> None:
         batch = ledger.move(batch, step)
 
 
+def due(ledger: Ledger, made: Job, now: float = 10.0) -> list[int]:
+    shards = ledger.shards("job")
+    budgets = {"m": Budget(made.limits.max_enqueued_tokens, ledger.enqueued("", "m"))}
+    return [shard.number for shard in submittable(shards, made, now, budgets)]
+
+
 @pytest.mark.parametrize(
     ("limits", "states", "chosen"),
     [
@@ -174,19 +180,75 @@ def test_which_shards_go_out(
     for number, shard in enumerate(planned(ledger, *(new_shard(n) for n in range(4)))):
         if number in states:
             at_state(ledger, shard, states[number])
-    assert [shard.number for shard in submittable(ledger.shards("job"), job(**limits), 10.0)] == chosen
+    assert due(ledger, job(**limits)) == chosen
 
 
 def test_held_shards_wait_for_their_time(ledger: Ledger) -> None:
     first, _ = planned(ledger, new_shard(0), new_shard(1))
     ledger.hold(first.id, 20.0, "the queue is full")
     shards = ledger.shards("job")
-    assert [shard.number for shard in submittable(shards, job(), 10.0)] == [1]
     assert next_release(shards, 10.0) == 10.0
-    assert [shard.number for shard in submittable(shards, job(), 20.0)] == [0, 1]
+    assert due(ledger, job(), 10.0) == []
+    assert due(ledger, job(), 20.0) == [0, 1]
 
 
 def test_pauses_grow_to_ten_times_the_first() -> None:
     found = [pause for pause, _ in zip(pauses(2.0), range(50), strict=False)]
     assert 1.6 <= found[0] <= 2.4
     assert all(16 <= pause <= 24 for pause in found[10:])
+
+
+def test_an_unknown_limit_is_felt_for_one_batch_at_a_time(ledger: Ledger) -> None:
+    first, *_ = planned(ledger, *(new_shard(n) for n in range(3)))
+    careful = Job.model_validate(job().model_dump() | {"provider": {"profile": "openai"}})
+    assert due(ledger, careful) == [0]
+    at_state(ledger, first, State.SUBMITTED)
+    assert due(ledger, careful) == []
+    (batch,) = ledger.shard(first.id).batches
+    ledger.note(batch, status="in_progress")
+    assert due(ledger, careful) == [1]
+
+
+@pytest.mark.parametrize(
+    ("message", "limit"),
+    [
+        ("Enqueued token limit reached for m in organization o. Limit: 90,000 enqueued tokens. Please", 90_000),
+        ("limit is 2_000_000 tokens", 2_000_000),
+        ("the queue is full", None),
+    ],
+)
+def test_a_refusal_may_name_the_limit(message: str, limit: int | None) -> None:
+    assert named_limit(message) == limit
+
+
+@pytest.mark.parametrize(
+    ("message", "others", "refused", "limit"),
+    [
+        pytest.param("Limit: 105 tokens", 0, 0, 50, id="alone and above the named limit: halved"),
+        pytest.param("Limit: 40 tokens", 0, 0, 40, id="alone and far above it"),
+        pytest.param("Limit: 900 tokens", 0, 0, None, id="alone and below it: others fill the queue"),
+        pytest.param("Limit: 900 tokens", 0, 1, 50, id="alone and below it again: the count is another"),
+        pytest.param("full", 0, 0, 50, id="alone, no limit named: halved"),
+        pytest.param("full", 300, 0, 360, id="beside others: a little less than that"),
+        pytest.param("Limit: 350 tokens", 300, 0, 350, id="beside others, named"),
+    ],
+)
+def test_what_a_refusal_teaches(ledger: Ledger, message: str, others: int, refused: int, limit: int | None) -> None:
+    (shard,) = planned(ledger)
+    for _ in range(refused):
+        at_state(ledger, shard, State.REFUSED)
+    assert learned_limit(message, ledger.shard(shard.id), others) == limit
+
+
+def test_a_shard_above_the_limit_is_cut_unless_it_is_one_request(ledger: Ledger) -> None:
+    planned(ledger, new_shard(0), new_shard(1, requests=1), new_shard(2, tokens=10))
+    found = too_large(ledger.shards("job"), {"m": Budget(50, 0)})
+    assert [shard.number for shard in found] == [0]
+
+
+def test_a_learned_limit_is_forgotten_after_a_day(ledger: Ledger) -> None:
+    ledger.learn_limit("p", "m", 100, now=0.0)
+    ledger.learn_limit("p", "m", 90, now=10.0)
+    assert ledger.learned_limit("p", "m", now=86_000.0) == 90
+    assert ledger.learned_limit("p", "other", now=20.0) is None
+    assert ledger.learned_limit("p", "m", now=90_000.0) is None

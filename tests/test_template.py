@@ -70,16 +70,41 @@ def test_a_wrong_template_says_where(source: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "required"),
+    ("source", "made"),
     [
-        ("{{ text }} {{ count }}", ("count", "text")),
-        ("{% if text %}{{ text }}{% endif %}{{ count }}", ("count",)),
-        ("{{ text|default('none') }}", ()),
-        ("{{ text|upper }}", ()),
+        ("{{ text }}", "null_input"),
+        ("{{- text -}}", "null_input"),
+        ("{{ text|upper }}", "null_input"),
+        ('{{ row["text"] }}', "null_input"),
+        ("{% if text %}{{ text }}{% else %}nothing{% endif %}", "nothing"),
+        ("{% if not text %}nothing{% endif %}", "nothing"),
+        ("{% if count and text %}both{% endif %}", ""),
+        ("{{ text|default('none') }}", "none"),
+        ("{{ count|upper|no_such }}", None),
+        ("{{ count.strftime(1) }}", "template_error"),
     ],
 )
-def test_columns_that_a_template_guards_may_be_null(source: str, required: tuple[str, ...]) -> None:
-    assert compile_template("t", source, SCHEMA).required == required
+def test_a_null_that_would_be_printed_is_an_error_of_its_row_and_one_that_is_guarded_is_not(
+    source: str, made: str | None
+) -> None:
+    job = Job.model_validate({"name": "j", "task": {"kind": "complete", "prompt": source}, "model": "m"})
+    batch = pa.record_batch([pa.array([None], pa.string()), [3], [0.5], [["a"]]], schema=SCHEMA)
+    if made is None:
+        with pytest.raises(TemplateError):
+            compile_prompt(job, SCHEMA)
+        return
+    bodies = compile_prompt(job, SCHEMA).bodies(batch)
+    assert (bodies.errors[0][0] if bodies.errors else json.loads(bodies.texts[0])["prompt"]) == made
+
+
+def test_columns_of_any_name_are_reached_through_row() -> None:
+    schema = pa.schema([("Review Text", pa.string()), ("true", pa.string()), ("range", pa.string())])
+    batch = pa.record_batch([["fine"], ["yes"], ["far"]], schema=schema)
+    source = '{{ row["Review Text"] }} {{ row["true"] }} {{ range }} {{ true }}'
+    job = Job.model_validate({"name": "j", "task": {"kind": "complete", "prompt": source}, "model": "m"})
+    assert json.loads(compile_prompt(job, schema).bodies(batch).texts[0])["prompt"] == "fine yes far True"
+    with pytest.raises(TemplateError, match="write"):
+        compile_template("t", "{{ Review Text }}", schema)
 
 
 def test_rows_with_nulls_or_render_errors_are_errors_of_these_rows_only() -> None:
@@ -87,4 +112,4 @@ def test_rows_with_nulls_or_render_errors_are_errors_of_these_rows_only() -> Non
     job = Job.model_validate({"name": "j", "task": task, "model": "m"})
     batch = pa.record_batch([["a", None, "c"], [1, 2, 3], [0.1] * 3, [["x"], ["y"], None]], schema=SCHEMA)
     errors = compile_prompt(job, SCHEMA).bodies(batch).errors
-    assert {at: code for at, (code, _) in errors.items()} == {1: "null_input", 2: "template_error"}
+    assert {at: code for at, (code, _) in errors.items()} == {1: "null_input", 2: "null_input"}

@@ -77,6 +77,11 @@ def test_what_is_no_result_is_a_value_error_of_that_line(line: bytes) -> None:
         read_result(line)
 
 
+def test_half_an_emoji_costs_no_line() -> None:
+    line = b'{"custom_id": "a", "response": {"status_code": 200, "body": {"text": "cut \\ud83d"}}}'
+    assert read_result(line).body == b'{"text": "cut ?"}'
+
+
 @given(st.binary())
 def test_any_bytes_are_a_result_or_a_value_error(line: bytes) -> None:
     with contextlib.suppress(ValueError):

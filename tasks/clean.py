@@ -1,0 +1,53 @@
+"""clean: deletes a job's files at the provider, once the joined table holds what was in them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from overnight.errors import ProviderError, Transient
+from overnight.ledger import Batch, Shard
+from overnight.provider import Provider
+from overnight.run import Run
+from tasks.connect import provider_of
+
+logger = logging.getLogger("overnight.clean")
+
+
+def cleanable(shards: list[Shard]) -> list[Batch]:
+    """Attempts that are over, whose files are still at the provider."""
+    return [
+        b for shard in shards if shard.settled for b in shard.batches if not b.cleaned and b is not shard.open_batch
+    ]
+
+
+def files_of(batch: Batch) -> Iterator[str]:
+    """Ids of an attempt's input and result files; addresses (SiliconFlow) are not ours to delete."""
+    for file_id in (batch.file_id, batch.output_file_id, batch.error_file_id):
+        if file_id and not file_id.startswith(("http://", "https://")):
+            yield file_id
+
+
+def clean(run: Run, provider: Provider) -> int:
+    """Deletes files; returns of how many attempts. What cannot be deleted is tried again by the next run."""
+    cleaned = 0
+    for batch in cleanable(run.ledger.shards(run.job.name)):
+        try:
+            for file_id in files_of(batch):
+                provider.delete(file_id)
+        except (Transient, ProviderError) as error:
+            logger.warning("files of batch %s stay at the provider: %s", batch.batch_id, error)
+            continue
+        run.ledger.note(batch, cleaned=True)
+        cleaned += 1
+    return cleaned
+
+
+@task(name="clean", cache_policy=NO_CACHE)
+def clean_files(run: Run) -> int:
+    """Deletes the files of all settled batches at the provider."""
+    with provider_of(run) as provider:
+        return clean(run, provider)
