@@ -104,6 +104,11 @@ class ShardWriter:
             self._close()
         return self._shards
 
+    def discard(self) -> None:
+        """Closes a file that an error left open; the staging folder goes with it."""
+        if self._count:
+            self._stream.close()
+
     def _open(self) -> None:
         self._number = next(self._numbers)
         path = self._folder / f"{self._round:04d}-{self._number:04d}.jsonl"
