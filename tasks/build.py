@@ -141,6 +141,13 @@ class Builder:
             DatasetError: a key is null or stands twice.
             InvalidRequests: raw requests break rules; all are listed.
         """
+        try:
+            return self._build(rows)
+        finally:
+            for writer in self._writers.values():
+                writer.discard()
+
+    def _build(self, rows: Rows) -> Build:
         source = request_source(self._job, rows.schema)
         about = {"fingerprint": rows.fingerprint}
         with write_parquet(self._staging / "rows.parquet", ROWS.with_metadata(about)) as table:
