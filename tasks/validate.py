@@ -53,7 +53,10 @@ def plan_staged(run: Run, build: Build) -> None:
         requests=build.requests,
         built_at=time.time(),
     )
+    outdated = [folder.requests / ledger.shard(number).file_name for number in build.superseded]
     ledger.plan(record, build.shards, drop=build.superseded)
+    for path in outdated:
+        path.unlink(missing_ok=True)
     shutil.rmtree(folder.staging)
 
 
