@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install try test check format bench lock schema clean
+.PHONY: help install try test check format bench soak lock schema clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/'
@@ -42,6 +42,9 @@ format: install ## write what `check` asks for, where a tool can
 
 bench: install ## measure the stages against plain Python
 	$(BIN)/python -m tests.benchmarks.stages
+
+soak: install ## kill jobs at 200 random moments and count what was billed
+	$(BIN)/python -m tests.benchmarks.soak
 
 lock: ## resolve pyproject.toml anew into requirements.lock (needs uv)
 	uv pip compile pyproject.toml --universal --all-extras --generate-hashes --no-header -o requirements.lock

@@ -93,6 +93,12 @@ def _guarded(command: Callable[[], int]) -> int:
         stderr.print("[bold red]error:[/] ", end="")
         stderr.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return COULD_NOT_RUN
+    except OSError as error:  # such as a full disk: what stands under its final name is whole, the rest is made anew
+        stderr.print(
+            f"[bold red]error:[/] {error.strerror or error}: {error.filename or 'while writing'}; mend it and ", end=""
+        )
+        stderr.print("run the same command again: it goes on where it was, and nothing is sent twice", soft_wrap=True)
+        return COULD_NOT_RUN
     except KeyboardInterrupt:
         stderr.print(
             "Stopped. Batches that were sent go on at the provider (the embedded endpoint stops with this process); "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from overnight.errors import InvalidRequests, Problem
 from overnight.files import sync_folder
-from overnight.ledger import JobRecord
+from overnight.ledger import JobRecord, NewShard, Shard
 from overnight.profiles import Profile
 from overnight.prompt import definition_of
 from overnight.rules import check_lines
@@ -32,6 +33,12 @@ def staged_problems(staging: Path, build: Build, profile: Profile) -> list[Probl
     return problems
 
 
+def sort_out(planned: Sequence[Shard], built: Sequence[NewShard]) -> tuple[list[Shard], list[NewShard]]:
+    """What gives way and what is new: a shard that was built again byte for byte stays, with its upload."""
+    again = {shard.key for shard in built} & {shard.key for shard in planned}
+    return [old for old in planned if old.key not in again], [new for new in built if new.key not in again]
+
+
 def plan_staged(run: Run, build: Build) -> None:
     """Moves the staged files into place and plans them.
 
@@ -39,7 +46,8 @@ def plan_staged(run: Run, build: Build) -> None:
     """
     folder, ledger, job = run.folder, run.ledger, run.job
     folder.requests.mkdir(parents=True, exist_ok=True)
-    for shard in build.shards:
+    outdated, fresh = sort_out([ledger.shard(number) for number in build.superseded], build.shards)
+    for shard in fresh:
         (folder.staging / shard.file_name).replace(folder.requests / shard.file_name)
     (folder.staging / "rows.parquet").replace(folder.rows)
     sync_folder(folder.requests)
@@ -53,10 +61,9 @@ def plan_staged(run: Run, build: Build) -> None:
         requests=build.requests,
         built_at=time.time(),
     )
-    outdated = [folder.requests / ledger.shard(number).file_name for number in build.superseded]
-    ledger.plan(record, build.shards, drop=build.superseded)
-    for path in outdated:
-        path.unlink(missing_ok=True)
+    ledger.plan(record, fresh, drop=[shard.id for shard in outdated])
+    for shard in outdated:
+        (folder.requests / shard.file_name).unlink(missing_ok=True)
     shutil.rmtree(folder.staging)
 
 

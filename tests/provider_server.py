@@ -478,6 +478,17 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+class Server(ThreadingHTTPServer):
+    """Serves on, whatever its clients do."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of clients that were killed."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def error_body(message: str, code: str) -> dict[str, Any]:
     """OpenAI's error envelope."""
     return {"error": {"message": message, "type": code, "param": None, "code": code}}
@@ -488,8 +499,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--port", type=int, default=0)
     Handler.provider = Provider()
-    server = ThreadingHTTPServer(("127.0.0.1", options.parse_args().port), Handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", options.parse_args().port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(f"http://127.0.0.1:{server.server_port}/v1", flush=True)  # noqa: T201 - how tests learn the address
     sys.stdin.read()

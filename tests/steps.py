@@ -20,22 +20,25 @@ from tasks.submit import release, submit_shard
 from tasks.validate import validate_requests
 from tasks.wait import wait
 
+PATIENCE = 60.0
+"""Seconds to wait for another process."""
+
 
 def build(job: Any, home: Path) -> Run:
     """build → validate."""
     run = open_run(job, home=str(home))
-    with leased(run.ledger, run.job.name):
+    with leased(run.ledger, run.job.name, PATIENCE):
         validate_requests.fn(run, stage(run))
     return run
 
 
 def advance(run: Run, patience: float = 0.2) -> None:
     """submit → wait → fetch → parse, once."""
-    with leased(run.ledger, run.job.name) as owner:
+    with leased(run.ledger, run.job.name, PATIENCE) as owner:
         for shard in release(run, time.time()):
             submit_shard.fn(run, shard, owner)
     wait(run, patience)
-    with leased(run.ledger, run.job.name):
+    with leased(run.ledger, run.job.name, PATIENCE):
         for batch in ended_batches(run.ledger.shards(run.job.name)):
             parse_answers.fn(run, fetch_files.fn(run, batch))
 

@@ -41,6 +41,11 @@ def test_every_command_of_the_readme_exists() -> None:
     assert named == {name for name in app if not name.startswith("-")}
 
 
+def test_every_test_that_the_readme_names_exists() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert [name for name in re.findall(r"`(test_\w+)`", README) if f"def {name}(" not in tests] == []
+
+
 def test_every_profile_is_named_in_the_readme() -> None:
     assert [name for name in profile_names() if f"`{name}`" not in README and name not in ("local", "deepseek")] == []
 
