@@ -167,7 +167,8 @@ def _built(folder: Path) -> Any:
 def _overnight_validate(folder: Path) -> Callable[[], Any]:
     from overnight.rules import check_lines  # noqa: PLC0415
 
-    run, names = _built(folder)
+    run, pairs = _in_child(folder)
+    names = [requests.name for requests, _ in pairs]
 
     def check() -> None:
         for name in names:
