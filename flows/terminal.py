@@ -18,9 +18,9 @@ from rich.table import Table
 
 from overnight.home import shown
 from overnight.job import Job
-from overnight.ledger import Shard
 from overnight.parquet import read_batches
 from overnight.prices import listed_rates
+from overnight.records import Shard
 from overnight.run import Run
 from overnight.states import AT_PROVIDER
 from overnight.summary import Summary, dollars, duration

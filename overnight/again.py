@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from overnight.answers import Reply
 from overnight.files import sync_folder
 from overnight.home import JobFolder
 from overnight.job import Limits
-from overnight.ledger import Batch, Ledger, NewShard, Shard
+from overnight.ledger import Ledger
 from overnight.profiles import Profile
+from overnight.records import Batch, NewShard, Shard
 from overnight.shards import Kind, ShardWriter
 from overnight.tokens import frame_bytes
+from overnight.verdicts import Reply
 from overnight.wire import custom_ids
 
 _TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")

@@ -7,18 +7,16 @@ batch, and lists without end where a server does not page. All of that is settle
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import httpx2
 import openai
 
+from overnight.download import is_address, opened_address, receive
 from overnight.errors import (
     DownloadCut,
     NoBatchApi,
@@ -26,71 +24,17 @@ from overnight.errors import (
     OvernightError,
     ProviderError,
     ProviderUnavailable,
-    QueueFull,
     ReplyLost,
     Unauthorized,
 )
-from overnight.files import atomic_path
 from overnight.profiles import Profile
-from overnight.wire import status_word
+from overnight.replies import RemoteBatch, all_before, error_text, refusal, remote_batch, unwrapped
 
 MAX_LIST_PAGES = 50
 _PAGE = 100
 _UPLOAD_SECONDS_PER_MB = 5
 _DOWNLOAD_TRIES = 4
-_QUEUE_FULL = re.compile(
-    r"token_limit_exceeded|enqueued token|queue.{0,20}full|too many batches|batches in progress", re.IGNORECASE
-)
-
 _OUTPUT_EXPIRY: Any = {"anchor": "created_at", "seconds": 30 * 86_400}
-_FATAL = re.compile(r"quota|billing|permission|api_key|unauthorized|account", re.IGNORECASE)
-
-
-class RemoteError(NamedTuple):
-    """One error of a whole batch, such as a line that failed validation."""
-
-    code: str
-    message: str
-    line: int | None
-    """Line of the input file, from 1."""
-
-
-@dataclass(frozen=True)
-class RemoteBatch:
-    """A batch as the provider describes it, in OpenAI's words; what it does not say is None."""
-
-    id: str
-    status: str
-    input_file_id: str | None = None
-    output_file_id: str | None = None
-    error_file_id: str | None = None
-    done: int | None = None
-    failed: int | None = None
-    total: int | None = None
-    created_at: float | None = None
-    errors: tuple[RemoteError, ...] = ()
-    metadata: Mapping[str, str] | None = None
-
-    @property
-    def queue_full(self) -> bool:
-        """It failed because the account's queue is full, not because of its lines."""
-        return self.status == "failed" and any(_QUEUE_FULL.search(f"{e.code} {e.message}") for e in self.errors)
-
-    @property
-    def file_missing(self) -> bool:
-        """It failed because its input file is not there yet; seen right after uploads (openai-dotnet#312)."""
-        return self.status == "failed" and any("cannot find file" in e.message.lower() for e in self.errors)
-
-    @property
-    def fatal(self) -> bool:
-        """It failed because of the account: every other batch would too."""
-        return self.status == "failed" and any(_FATAL.search(e.code) for e in self.errors)
-
-    @property
-    def error_text(self) -> str | None:
-        """The errors of the whole batch in one line."""
-        said = [f"line {e.line}: {e.message}" if e.line else f"{e.code}: {e.message}" for e in self.errors[:5]]
-        return "; ".join(said) or None
 
 
 class Provider:
@@ -161,7 +105,7 @@ class Provider:
                 purpose=_as_purpose(self.profile.purpose),
                 timeout=timeout,
             )
-        fields = _unwrapped(uploaded)
+        fields = unwrapped(uploaded)
         file_id = fields.get("id")
         if not isinstance(file_id, str):
             raise ProviderUnavailable(f"the upload of {path.name} was answered without a file id")
@@ -196,7 +140,7 @@ class Provider:
             raise ReplyLost(f"the create call got no answer: {_cause(error)}") from None
         except openai.OpenAIError as error:
             raise ReplyLost(f"the create call's answer cannot be read: {error}") from None
-        batch = _remote(made)
+        batch = remote_batch(made)
         if batch is None:
             raise ReplyLost("the create call was answered without a batch id")
         return batch
@@ -204,7 +148,7 @@ class Provider:
     def retrieve(self, batch_id: str) -> RemoteBatch:
         """Looks at one batch."""
         with self._translated(f"retrieve {batch_id}"):
-            found = _remote(self._client.batches.retrieve(batch_id))
+            found = remote_batch(self._client.batches.retrieve(batch_id))
         if found is None:
             raise ProviderUnavailable(f"the answer about {batch_id} is not a batch")
         return found
@@ -227,14 +171,14 @@ class Provider:
             page = self._page(_PAGE, after)
             if page is None:
                 raise ProviderUnavailable("the list of batches cannot be read")
-            found = [batch for batch in map(_remote, page["data"]) if batch is not None]
+            found = [batch for batch in map(remote_batch, page["data"]) if batch is not None]
             if len(found) < len(page["data"]):
                 raise ProviderUnavailable("the list of batches has entries that cannot be read")
             if not found or found[0].id in seen:
                 return
             yield from found
             seen.update(batch.id for batch in found)
-            if page.get("has_more") is False or _all_before(found, since):
+            if page.get("has_more") is False or all_before(found, since):
                 return
             after = found[-1].id
         raise ProviderUnavailable(f"the list of batches goes on after {MAX_LIST_PAGES} pages")
@@ -249,7 +193,7 @@ class Provider:
                 raise
 
     def download(self, file_id: str, path: Path) -> int:
-        """Streams a file to `path`, whole or not at all; returns its bytes.
+        """Streams a file to `path`, whole or not at all; returns its bytes. An id may be a URL (SiliconFlow).
 
         Raises:
             DownloadCut: it kept arriving with fewer bytes than announced.
@@ -263,45 +207,21 @@ class Provider:
         raise AssertionError("unreachable")
 
     def _download_once(self, file_id: str, path: Path) -> int:
-        with self._translated(f"download {file_id}"), self._opened(file_id) as reply, atomic_path(path) as part:
-            announced = reply.headers.get("content-length")
-            arrived = 0
-            try:
-                with part.open("wb") as stream:
-                    for chunk in reply.iter_bytes(1 << 18):
-                        stream.write(chunk)
-                        arrived += len(chunk)
-            except httpx2.RemoteProtocolError as error:
-                raise DownloadCut(f"the download of {file_id} was cut after {arrived:,} bytes: {error}") from None
-            if announced is None or reply.headers.get("content-encoding"):
-                announced = self._size(file_id)
-            if (int(announced) != arrived) if announced is not None else not _ends_whole(part):
-                raise DownloadCut(f"the download of {file_id} has {arrived:,} of {announced or 'more'} bytes")
-            return arrived
+        call = f"download {file_id}"
+        if is_address(file_id):
+            with self._translated(call), opened_address(file_id) as reply:
+                return receive(reply, file_id, path, lambda: None)
+        unhurried = self._client.with_options(timeout=600)
+        with self._translated(call), unhurried.files.with_streaming_response.content(file_id) as reply:
+            return receive(reply, file_id, path, lambda: self._size(file_id))
 
     def _size(self, file_id: str) -> int | None:
-        """A file's size as the provider has it: a reply without a length can end anywhere unnoticed."""
-        if file_id.startswith(("http://", "https://")):
-            return None
+        """A file's size as the provider has it."""
         try:
-            size = _unwrapped(self._client.files.retrieve(file_id)).get("bytes")
+            size = unwrapped(self._client.files.retrieve(file_id)).get("bytes")
         except openai.OpenAIError:
             return None
         return size if isinstance(size, int) and size > 0 else None
-
-    @contextmanager
-    def _opened(self, file_id: str) -> Iterator[Any]:
-        """A streamed file. An id that is a URL (SiliconFlow) is fetched as it is, without the key."""
-        if file_id.startswith(("http://", "https://")):
-            with httpx2.stream("GET", file_id, follow_redirects=True, timeout=600) as reply:
-                if reply.status_code == 404:
-                    raise NotFound("the result's address answers 404: it has expired")
-                if reply.status_code >= 400:
-                    raise ProviderUnavailable(f"the result's address answers HTTP {reply.status_code}")
-                yield reply
-        else:
-            with self._client.with_options(timeout=600).files.with_streaming_response.content(file_id) as reply:
-                yield reply
 
     def find_file(self, name: str, size: int) -> str | None:
         """The id of a batch input file of this name and size, such as one whose upload's reply was lost."""
@@ -359,30 +279,7 @@ def _translate(error: openai.OpenAIError, call: str, address: str) -> OvernightE
         return ProviderUnavailable(f"cannot reach {address} ({call}): {_cause(error)}")
     if not isinstance(error, openai.APIStatusError):
         return ProviderUnavailable(f"{call}: {type(error).__name__}")
-    status, said = error.status_code, _said(error)
-    message = f"{address} answers {call} with HTTP {status}: {said}"
-    if status in (401, 403):
-        return Unauthorized(f"{message}; check the key")
-    if status == 402 or "insufficient_quota" in said or "billing" in said:
-        return ProviderError(f"{message}; the account cannot pay")
-    if _QUEUE_FULL.search(said):
-        return QueueFull(message)
-    if "cannot find file" in said.lower():
-        return ProviderUnavailable(message)
-    if status in (404, 405):
-        return NotFound(message)
-    if status in (408, 409, 429) or status >= 500:
-        return ProviderUnavailable(message)
-    return ProviderError(message)
-
-
-def _said(error: openai.APIStatusError) -> str:
-    body: Any = error.body
-    if isinstance(body, dict):
-        body = body.get("message") or body.get("detail") or body.get("error") or body
-        code = error.code or ""
-        return f"{code} {body}".strip()[:300]
-    return re.sub(r"\s+", " ", str(body or error.message)).strip()[:200]
+    return refusal(error.status_code, error_text(error.body, error.code, error.message), call, address)
 
 
 def _cause(error: BaseException) -> str:
@@ -396,73 +293,6 @@ def _never_sent(error: openai.APIConnectionError) -> bool:
     """The connection was not even opened, so no batch can have been made."""
     cause = error.__cause__
     return isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
-
-
-def _unwrapped(reply: Any) -> dict[str, Any]:
-    """The object of a reply as a dict: bare, or in an envelope under `data` (SiliconFlow) or `job` (Together)."""
-    fields = reply if isinstance(reply, dict) else reply.to_dict() if hasattr(reply, "to_dict") else {}
-    for envelope in ("data", "job"):
-        if fields.get("id") is None and isinstance(fields.get(envelope), dict):
-            fields = fields[envelope]
-    return dict(fields)
-
-
-def _remote(reply: Any) -> RemoteBatch | None:
-    """A reply as a batch; None where it is not one."""
-    fields = _unwrapped(reply)
-    if not isinstance(fields.get("id"), str):
-        return None
-    counts = fields.get("request_counts")
-    count: Callable[[str], int | None] = lambda name: _whole(counts.get(name)) if isinstance(counts, dict) else None  # noqa: E731
-    metadata = fields.get("metadata")
-    created = fields.get("created_at")
-    return RemoteBatch(
-        id=fields["id"],
-        status=status_word(fields.get("status")),
-        input_file_id=fields.get("input_file_id"),
-        output_file_id=fields.get("output_file_id") or None,
-        error_file_id=fields.get("error_file_id") or None,
-        done=count("completed"),
-        failed=count("failed"),
-        total=count("total"),
-        created_at=float(created) if isinstance(created, int | float) else None,
-        errors=tuple(_errors(fields.get("errors"))),
-        metadata={str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else None,
-    )
-
-
-def _ends_whole(path: Path) -> bool:
-    """Whether the last line of a file is whole JSON."""
-    with path.open("rb") as stream:
-        last = b""
-        for line in stream:
-            last = line if line.strip() else last
-    try:
-        json.loads(last or b"{}")
-    except ValueError:
-        return False
-    return True
-
-
-def _all_before(batches: list[RemoteBatch], since: float) -> bool:
-    times = [batch.created_at for batch in batches if batch.created_at is not None]
-    return len(times) == len(batches) and times == sorted(times, reverse=True) and times[0] < since
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
-
-
-def _errors(errors: Any) -> Iterator[RemoteError]:
-    """Errors as a list object (OpenAI), a bare list (DigitalOcean), or text (Novita)."""
-    listed = errors.get("data") if isinstance(errors, dict) else errors
-    for error in listed if isinstance(listed, list) else [listed] if listed else []:
-        if isinstance(error, dict):
-            yield RemoteError(
-                str(error.get("code") or "error"), str(error.get("message") or ""), _whole(error.get("line"))
-            )
-        else:
-            yield RemoteError("error", str(error), None)
 
 
 # The SDK's literal types are narrower than what providers take: "batch-api", "336h", "/v1/chat/ds-test".

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from overnight.job import Job
-from overnight.ledger import Batch, Shard
+from overnight.records import Batch, Shard
 from overnight.states import AT_PROVIDER, State
 
 FULL_QUEUE_POLLS = 10

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from overnight.answers import SETTLED, VERDICTS, Answer
+from overnight.answers import Answer
 from overnight.ids import Hashes, Mask, id_hashes
 from overnight.parquet import open_parquet, read_batches
+from overnight.verdicts import SETTLED, VERDICTS
 
 _CACHE_BYTES = 16 << 20
 _SORTED_AT_ONCE = 250_000

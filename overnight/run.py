@@ -12,8 +12,9 @@ from overnight.dataset import Rows, open_dataset, save_frame
 from overnight.home import JobFolder, home_path
 from overnight.job import Job, Raw
 from overnight.jobfile import load_job
-from overnight.ledger import Ledger, NewShard, Shard
+from overnight.ledger import Ledger
 from overnight.queue import Budget
+from overnight.records import NewShard, Shard
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from overnight.ledger import NewShard
 from overnight.profiles import Profile
+from overnight.records import NewShard
 from overnight.tokens import BYTES_PER_TOKEN, estimated_tokens
 
 

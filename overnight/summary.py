@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from overnight.home import shown
-from overnight.ledger import Shard
+from overnight.records import Shard
 
 if TYPE_CHECKING:  # a pipeline's step does without its 50 MB
     import pandas as pd

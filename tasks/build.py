@@ -19,9 +19,10 @@ from overnight.errors import DatasetError, HomeError, InvalidRequests, JobError,
 from overnight.home import JobFolder
 from overnight.ids import IdSet, Mask, id_hashes
 from overnight.job import Job, Raw
-from overnight.ledger import Ledger, Shard, ledger_exists
+from overnight.ledger import Ledger, ledger_exists
 from overnight.parquet import TableWriter, write_parquet
 from overnight.prompt import answer_of, definition_of, url_of
+from overnight.records import Shard
 from overnight.requests import Requests, request_source
 from overnight.results import result_parts, settled_ids
 from overnight.run import Build, Run

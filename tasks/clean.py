@@ -9,8 +9,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from overnight.errors import ProviderError, Transient
-from overnight.ledger import Batch, Shard
 from overnight.provider import Provider
+from overnight.records import Batch, Shard
 from overnight.run import Run
 from tasks.connect import provider_of
 

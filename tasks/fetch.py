@@ -11,8 +11,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from overnight.errors import NotFound
-from overnight.ledger import Batch
 from overnight.provider import Provider
+from overnight.records import Batch
 from overnight.run import Run
 from tasks.connect import provider_of
 

@@ -15,13 +15,14 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from overnight.again import send_again, write_again
-from overnight.answers import VERDICTS, Answer, Reply, Verdict, failure_verdict
+from overnight.answers import Answer
 from overnight.errors import Unreconciled
-from overnight.ledger import Batch
 from overnight.parquet import TableWriter, write_parquet
 from overnight.prompt import answer_of
+from overnight.records import Batch
 from overnight.results import result_schema
 from overnight.run import Run
+from overnight.verdicts import VERDICTS, Reply, Verdict, failure_verdict
 from overnight.wire import ResultLine, custom_ids, read_result
 from tasks.fetch import Fetched
 

@@ -9,8 +9,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from overnight.files import write_text
-from overnight.ledger import Shard
 from overnight.prices import job_rates
+from overnight.records import Shard
 from overnight.run import Run
 from overnight.summary import Summary, Tally, artifact_key, report_text
 

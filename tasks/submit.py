@@ -12,9 +12,10 @@ from prefect.cache_policies import NO_CACHE
 
 from overnight.again import cut_shard
 from overnight.errors import LedgerError, ProviderError, QueueFull, ReplyLost, SubmissionUnknown, Transient
-from overnight.ledger import Batch, Shard
-from overnight.provider import Provider, RemoteBatch
+from overnight.provider import Provider
 from overnight.queue import FULL_QUEUE_POLLS, learned_limit, submittable, too_large
+from overnight.records import Batch, Shard
+from overnight.replies import RemoteBatch
 from overnight.run import Run
 from overnight.shards import file_key
 from overnight.states import AT_PROVIDER, State

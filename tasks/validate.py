@@ -13,9 +13,9 @@ from prefect.cache_policies import NO_CACHE
 
 from overnight.errors import InvalidRequests, Problem
 from overnight.files import sync_folder
-from overnight.ledger import JobRecord, NewShard, Shard
 from overnight.profiles import Profile
 from overnight.prompt import definition_of
+from overnight.records import JobRecord, NewShard, Shard
 from overnight.rules import check_lines
 from overnight.run import Build, Run
 from tasks.connect import provider_of

@@ -10,9 +10,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from overnight.errors import NotFound, ProviderError, Transient
-from overnight.ledger import Batch
-from overnight.provider import Provider, RemoteBatch
+from overnight.provider import Provider
 from overnight.queue import ended_batches, next_release, pauses, submittable, submitted_batches
+from overnight.records import Batch
+from overnight.replies import RemoteBatch
 from overnight.run import Run
 from overnight.states import State
 from overnight.wire import TERMINAL

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overnight.answers import Answer, Reply, failure_verdict, label_schema, object_schema
+from overnight.answers import Answer, label_schema, object_schema
 from overnight.schema import columns_of
+from overnight.verdicts import Reply, failure_verdict
 from overnight.wire import ResultLine
 
 USAGE = {"prompt_tokens": 12, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 8}}

@@ -15,8 +15,9 @@ import pytest
 from overnight.errors import JobBusy, LedgerError
 from overnight.job import Job
 from overnight.lease import leased
-from overnight.ledger import JobRecord, Ledger, NewShard, Shard
+from overnight.ledger import Ledger
 from overnight.queue import Budget, learned_limit, named_limit, next_release, pauses, submittable, too_large
+from overnight.records import JobRecord, NewShard, Shard
 from overnight.states import AT_PROVIDER, OPEN, STEPS, State
 
 RECORD = JobRecord("job", {}, {"model": "m"}, "print", 10, 10, 1.0)

@@ -198,8 +198,8 @@ def _outputs(folder: Path) -> tuple[Any, list[tuple[Path, Path]]]:
 
 
 def _overnight_parse(folder: Path) -> Callable[[], Any]:
-    from overnight.ledger import Batch  # noqa: PLC0415
     from overnight.prompt import answer_of  # noqa: PLC0415
+    from overnight.records import Batch  # noqa: PLC0415
     from overnight.states import State  # noqa: PLC0415
     from tasks.fetch import Fetched  # noqa: PLC0415
     from tasks.parse import parse  # noqa: PLC0415
@@ -226,7 +226,7 @@ def _in_child(folder: Path) -> tuple[Any, list[tuple[Path, Path]]]:
 
 
 def _overnight_join(folder: Path) -> Callable[[], Any]:
-    from overnight.ledger import JobRecord  # noqa: PLC0415
+    from overnight.records import JobRecord  # noqa: PLC0415
     from tasks.join import join  # noqa: PLC0415
 
     run, _ = _in_child(folder)
