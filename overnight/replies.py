@@ -63,6 +63,32 @@ class RemoteBatch:
         return "; ".join(said) or None
 
 
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file at the provider; what it does not say is None."""
+
+    id: str
+    name: str
+    bytes: int | None
+    created_at: float | None
+    purpose: str | None
+
+
+def remote_file(reply: Any) -> RemoteFile | None:
+    """A reply as a file; None where it is not one."""
+    fields = unwrapped(reply)
+    if not isinstance(fields.get("id"), str):
+        return None
+    created = fields.get("created_at")
+    return RemoteFile(
+        id=fields["id"],
+        name=str(fields.get("filename") or ""),
+        bytes=_whole(fields.get("bytes")),
+        created_at=float(created) if isinstance(created, int | float) else None,
+        purpose=fields.get("purpose"),
+    )
+
+
 def unwrapped(reply: Any) -> dict[str, Any]:
     """The object of a reply as a dict: bare, or in an envelope under `data` (SiliconFlow) or `job` (Together)."""
     fields = reply if isinstance(reply, dict) else reply.to_dict() if hasattr(reply, "to_dict") else {}

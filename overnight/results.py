@@ -15,6 +15,7 @@ import pyarrow as pa
 from overnight.answers import Answer
 from overnight.ids import Hashes, Mask, id_hashes
 from overnight.parquet import open_parquet, read_batches
+from overnight.records import Batch, Shard
 from overnight.verdicts import SETTLED, VERDICTS
 
 _CACHE_BYTES = 16 << 20
@@ -38,10 +39,16 @@ def result_schema(answer: Answer) -> pa.Schema:
             pa.field("input_tokens", pa.int64()),
             pa.field("output_tokens", pa.int64()),
             pa.field("cached_tokens", pa.int64()),
+            pa.field("service_tier", pa.string()),
             pa.field("batch_id", pa.string()),
             pa.field("raw", pa.string()),
         ]
     )
+
+
+def part_name(shard: Shard, batch: Batch) -> str:
+    """The name of a batch's result part: it starts with round and shard number."""
+    return f"{shard.round:04d}-{shard.number:04d}-{batch.id:06d}.parquet"
 
 
 def result_parts(folder: Path) -> list[Path]:

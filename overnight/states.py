@@ -35,7 +35,7 @@ STEPS: dict[State, frozenset[State]] = {
     State.UPLOADING: frozenset({State.UPLOADED, State.REFUSED}),
     State.UPLOADED: frozenset({State.CREATING, State.REFUSED}),
     State.CREATING: frozenset({State.SUBMITTED, State.UNKNOWN, State.REFUSED}),
-    State.UNKNOWN: frozenset({State.SUBMITTED, State.CREATING}),
+    State.UNKNOWN: frozenset({State.SUBMITTED, State.CREATING, State.REFUSED}),
     State.SUBMITTED: frozenset({State.ENDED, State.REFUSED}),
     State.ENDED: frozenset({State.COLLECTED}),
     State.COLLECTED: frozenset(),

@@ -47,7 +47,7 @@ def clean(run: Run, provider: Provider) -> int:
 
 
 @task(name="clean", cache_policy=NO_CACHE)
-def clean_files(run: Run) -> int:
+def clean_job(run: Run) -> int:
     """Deletes the files of all settled batches at the provider."""
     with provider_of(run) as provider:
         return clean(run, provider)

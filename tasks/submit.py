@@ -13,13 +13,15 @@ from prefect.cache_policies import NO_CACHE
 from overnight.again import cut_shard
 from overnight.errors import LedgerError, ProviderError, QueueFull, ReplyLost, SubmissionUnknown, Transient
 from overnight.provider import Provider
-from overnight.queue import FULL_QUEUE_POLLS, learned_limit, submittable, too_large
+from overnight.queue import FULL_QUEUE_POLLS, learned_limit, too_large
 from overnight.records import Batch, Shard
+from overnight.release import releasable
 from overnight.replies import RemoteBatch
 from overnight.run import Run
 from overnight.shards import file_key
 from overnight.states import AT_PROVIDER, State
 from tasks.connect import provider_of
+from tasks.span import span_name
 
 _FILE_TRIES = 4
 logger = logging.getLogger("overnight.submit")
@@ -66,7 +68,10 @@ def turned_away(run: Run, batch: Batch, message: str) -> None:
 
 
 def release(run: Run, now: float) -> list[Shard]:
-    """The shards to submit now; those that no queue takes are cut first."""
+    """The shards to submit now; those that no queue takes are cut first.
+
+    A job whose canary failed, or whose budget leaves no room for anything more, is stopped.
+    """
     ledger = run.ledger
     shards = ledger.shards(run.job.name)
     for shard in too_large(shards, budgets := run.budgets(shards)):
@@ -74,7 +79,12 @@ def release(run: Run, now: float) -> list[Shard]:
         pieces = cut_shard(run.folder, shard, run.job.profile.overridden(max_enqueued_tokens=limit), ledger)
         logger.info("shard %s is cut to %d: the queue takes %s tokens", shard.file_name, len(pieces), limit)
     shards = ledger.shards(run.job.name)
-    return submittable(shards, run.job, now, run.budgets(shards))
+    decided = releasable(shards, run.job, now, run.budgets(shards))
+    if decided.held:
+        logger.warning("%s: %s", run.job.name, decided.held)
+    if decided.held and decided.final:
+        ledger.stop(run.job.name, decided.held)
+    return decided.shards
 
 
 class Submission:
@@ -142,8 +152,18 @@ class Submission:
         except ReplyLost:
             if time.time() < (batch.creating_at or 0) + self._run.job.profile.lost_reply_seconds:
                 raise
+        if (record := self._run.ledger.job(shard.job)) is not None and record.stopped:
+            return self._give_up(batch, shard, record.stopped)
         logger.warning("shard %s: the provider has no batch of it; creating it again", shard.file_name)
         return self._create(batch, shard)
+
+    def _give_up(self, batch: Batch, shard: Shard, reason: str) -> Batch:
+        """Ends an attempt that made no batch, of a job that sends nothing more."""
+        ledger = self._run.ledger
+        logger.info("shard %s: the provider has no batch of it, and none is made: %s", shard.file_name, reason)
+        ledger.refuse(batch, time.time(), time.time(), reason)
+        ledger.stop(shard.job, reason)
+        return next(one for one in ledger.shard(shard.id).batches if one.id == batch.id)
 
     def _adopt(self, batch: Batch, shard: Shard) -> Batch:
         """Finds the batch that a lost create call made.
@@ -172,9 +192,8 @@ class Submission:
         )
 
 
-@task(name="submit", task_run_name="submit {shard.file_name}", cache_policy=NO_CACHE)
-def submit_shard(run: Run, shard: Shard, owner: str) -> str | None:
-    """Sends one shard; returns its batch id, or None where it has to wait."""
+def submit_one(run: Run, shard: Shard, owner: str) -> str | None:
+    """Sends one shard; returns its batch id, or None where it has to wait, or is not sent at all."""
     try:
         with provider_of(run) as provider:
             batch = Submission(run, provider, owner).submit(shard)
@@ -183,5 +202,16 @@ def submit_shard(run: Run, shard: Shard, owner: str) -> str | None:
         if not isinstance(error, QueueFull):
             run.ledger.hold(shard.id, time.time() + run.job.profile.poll_seconds, str(error))
         return None
-    logger.info("shard %s: batch %s, %d requests", shard.file_name, batch.batch_id, shard.requests)
+    if batch.state is State.SUBMITTED:
+        logger.info("shard %s: batch %s, %d requests", shard.file_name, batch.batch_id, shard.requests)
     return batch.batch_id
+
+
+@task(name="submit", task_run_name=span_name("submit", "shards"), cache_policy=NO_CACHE)
+def submit_shards(run: Run, shards: tuple[Shard, ...], owner: str) -> int:
+    """Sends shards, one after the other; returns how many batches there are of them.
+
+    Raises:
+        Terminal: one was refused for good; those behind it would be too.
+    """
+    return sum(submit_one(run, shard, owner) is not None for shard in shards)

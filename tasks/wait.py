@@ -11,8 +11,9 @@ from prefect.cache_policies import NO_CACHE
 
 from overnight.errors import NotFound, ProviderError, Transient
 from overnight.provider import Provider
-from overnight.queue import ended_batches, next_release, pauses, submittable, submitted_batches
+from overnight.queue import ended_batches, next_release, pauses, submitted_batches
 from overnight.records import Batch
+from overnight.release import releasable
 from overnight.replies import RemoteBatch
 from overnight.run import Run
 from overnight.states import State
@@ -118,8 +119,8 @@ def wait(run: Run, patience: float) -> None:
                 look(run, provider, batch)
         shards, now = ledger.shards(run.job.name), time.time()
         done = all(shard.settled for shard in shards)
-        ready = submittable(shards, run.job, now, run.budgets(shards))
-        if done or ended_batches(shards) or ready or time.monotonic() >= until:
+        decided = releasable(shards, run.job, now, run.budgets(shards))
+        if done or ended_batches(shards) or decided.shards or decided.final or time.monotonic() >= until:
             return
         release = next_release(shards, now)
         time.sleep(pause if release is None else min(pause, max(release, 0.01)))
