@@ -11,7 +11,7 @@ from typing import Any
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.names import JobInput, name_run
+from flows.names import JobInput, label_run, name_run
 from flows.steps import PATIENCE, as_result, collect_ended, finish, prepare, settled, submit_ready
 from overnight.lease import leased
 from overnight.local import stop_local_endpoint
@@ -63,6 +63,7 @@ def go_on(run: Run) -> None:
     while not settled(run):
         with leased(run.ledger, run.job.name, PATIENCE) as owner:
             failure = failure or submit_ready(run, owner)
+        label_run(run)
         if failure and not run.at_provider():
             raise failure
         wait_for_batches(run, PATIENCE)

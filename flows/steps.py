@@ -81,7 +81,6 @@ def submit_ready(run: Run, owner: str) -> Exception | None:
     groups = in_groups(release(run, time.time()))
     failure = first_failure([submit_shards.submit(run, group, owner) for group in groups])
     publish_progress(run)
-    label_run(run)
     return failure
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.names import JobInput, name_run
+from flows.names import JobInput, label_run, name_run
 from flows.steps import PATIENCE, prepare, submit_ready
 from overnight.lease import leased
 from overnight.local import stop_local_endpoint
@@ -41,6 +41,7 @@ def submit_batch(job: JobInput, dataset: Any = None, home: str | None = None, ap
         run = prepare(run, approve=approve)
         with leased(run.ledger, run.job.name, PATIENCE) as owner:
             failure = submit_ready(run, owner)
+        label_run(run)
         if failure:
             raise failure
         return standing_of(run)

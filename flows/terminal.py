@@ -26,7 +26,7 @@ from overnight.planning import Plan
 from overnight.prices import listed_rates
 from overnight.run import Run
 from overnight.standing import Standing, standing
-from overnight.summary import Summary, dollars, duration
+from overnight.summary import Summary, counted_of, dollars, duration
 
 _LOOK_SECONDS = 0.3
 _SAMPLE_ROWS = 12
@@ -39,7 +39,7 @@ def standing_text(now: Standing) -> str:
         return "joining the answers"
     why = f", held back: {now.held[:60]}" if now.held and not now.open_batches else ""
     more = f", {now.unsent:,} to be sent" if now.unsent else ""
-    return f"{now.open_batches:,} open batch{'' if now.open_batches == 1 else 'es'}{more}{why}"
+    return f"{counted_of(now.open_batches, 'open batch')}{more}{why}"
 
 
 @contextmanager
@@ -139,10 +139,10 @@ def ask(made: Plan, console: Console) -> int | None:
 def show_outcome(summary: Summary, console: Console) -> None:
     """Counts, tokens, cost and paths."""
     others = ", ".join(f"{rows:,} {status}" for status, rows in summary.statuses.items() if status != "succeeded")
+    sent = f"{counted_of(summary.requests, 'request')}, {counted_of(summary.batches, 'batch')}"
     console.print(
         f"[bold]{summary.job}[/]: {summary.succeeded:,} of {summary.rows:,} rows answered"
-        f"{f' ({others})' if others else ''}, {summary.requests:,} requests, {summary.batches:,} batches, "
-        f"{duration(summary.seconds)}"
+        f"{f' ({others})' if others else ''}, {sent}, {duration(summary.seconds)}"
     )
     tokens = f"{summary.input_tokens:,} input and {summary.output_tokens:,} output tokens"
     extra = (summary.billed_usd or 0) - (summary.cost_usd or 0)

@@ -177,7 +177,7 @@ class Prices(_Part):
     """USD per million output tokens, as batches are billed."""
 
 
-class ProviderChoice(_Part):
+class ProviderChoice(_Part, title="Provider"):
     """Who answers. A profile gives everything; the other fields override it."""
 
     profile: Annotated[str, AfterValidator(_known_profile)] = Field(
@@ -193,7 +193,7 @@ class ProviderChoice(_Part):
     the block gives."""
     completion_window: str | None = None
     """How long the provider may take, such as `24h`."""
-    prices: Prices | None = None
+    prices: Prices | None = Field(default=None, title="Prices")
     """USD per million tokens, where the price list has none."""
 
     @property

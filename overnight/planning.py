@@ -11,7 +11,7 @@ from overnight.budget import Spending, output_limit
 from overnight.job import Job
 from overnight.prices import Rates, job_rates
 from overnight.run import Build
-from overnight.summary import dollars, table
+from overnight.summary import counted_of, dollars, table
 from overnight.tokens import BYTES_PER_TOKEN
 
 _MOST_SHARDS = 20
@@ -75,7 +75,7 @@ def _figures(job: Job, build: Build, sent: int, size: int, given: int, made: int
         ("rows", f"{build.rows:,}" + (f", {build.unsendable:,} of them cannot be sent" if build.unsendable else "")),
         ("distinct requests", f"{build.requests:,}"),
         ("answered already or on their way", f"{build.known:,}"),
-        ("to be sent", f"{sent:,} requests in {len(build.shards):,} batches, {size:,} bytes"),
+        ("to be sent", f"{counted_of(sent, 'request')} in {counted_of(len(build.shards), 'batch')}, {size:,} bytes"),
         ("input tokens", f"about {given:,} (estimated at {BYTES_PER_TOKEN} bytes each)"),
         ("output tokens", "unknown: parameters.max_tokens is not set" if made is None else f"{bound}{made:,}"),
         (

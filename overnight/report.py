@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 from overnight.budget import batch_cost, spending
 from overnight.home import shown
@@ -12,12 +14,20 @@ from overnight.job import Job
 from overnight.prices import job_rates
 from overnight.records import Batch, Shard
 from overnight.states import State
-from overnight.summary import Summary, Tally, dollars, duration, table
+from overnight.summary import Summary, Tally, counted_of, dollars, duration, table
 
 _MOST_BATCHES = 200
 _MOST_BARS = 40
 _SLOWEST = 5
 _MOST_ERRORS = 30
+_GREEN, _RED, _ORANGE, _GREY, _BLUE, _TEXT = "#3fa34d", "#d64545", "#e0912f", "#8a8f98", "#4c7bd9", "#9aa4b2"
+_COLOURS = {"succeeded": _GREEN, "failed": _RED, "refused": _ORANGE, "invalid": _ORANGE}
+_PIE = {"pieTitleTextColor": _TEXT, "pieLegendTextColor": _TEXT, "pieSectionTextColor": "#ffffff", "pieOpacity": "1"}
+_BARS = {"textColor": _TEXT, "titleColor": _TEXT, "primaryTextColor": _TEXT, "taskTextColor": "#ffffff",
+          "taskTextDarkColor": "#ffffff", "taskTextOutsideColor": _TEXT, "doneTaskBkgColor": _GREEN,
+          "doneTaskBorderColor": _GREEN, "critBkgColor": _RED, "critBorderColor": _RED, "taskBkgColor": _BLUE,
+          "sectionBkgColor": "transparent", "altSectionBkgColor": "transparent", "gridColor": _GREY}  # fmt: skip
+_GANTT = {"useWidth": 640, "leftPadding": 90, "fontSize": 13, "sectionFontSize": 13, "barHeight": 20}
 
 
 class Attempt(NamedTuple):
@@ -58,9 +68,17 @@ def report_text(summary: Summary, tally: Tally, shards: Sequence[Shard], job: Jo
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def chart(lines: Sequence[str]) -> str:
-    """A Mermaid chart."""
-    return "\n".join(["```mermaid", *lines, "```"])
+def pie(title: str, slices: Sequence[tuple[str, int, str]]) -> str:
+    """A Mermaid pie of names, counts and colours, largest first as Mermaid itself sorts them."""
+    shown_slices = sorted((one for one in slices if one[1]), key=lambda one: -one[1])
+    colours = {f"pie{number}": colour for number, (_, _, colour) in enumerate(shown_slices, 1)}
+    lines = ["pie showData", f"  title {title}", *(f'  "{name}" : {count}' for name, count, _ in shown_slices)]
+    return _chart({"themeVariables": _PIE | colours}, lines)
+
+
+def _chart(init: dict[str, Any], lines: Sequence[str]) -> str:
+    """A Mermaid chart in colours that can be read on the page's dark ground and on a light one."""
+    return "\n".join(["```mermaid", f"%%{{init: {json.dumps({'theme': 'base'} | init)}}}%%", *lines, "```"])
 
 
 def _rows(summary: Summary, tally: Tally) -> str:
@@ -72,12 +90,12 @@ def _rows(summary: Summary, tally: Tally) -> str:
     ]
     return "\n\n".join(
         [
-            f"{tally.rows:,} rows, {tally.requests:,} distinct requests, {summary.batches:,} batches, "
+            f"{tally.rows:,} rows, {tally.requests:,} distinct requests, {counted_of(summary.batches, 'batch')}, "
             f"{duration(summary.seconds)}. {summary.failed_fraction:.1%} of the rows have no answer: {verdict} the "
             f"bound of {summary.max_failed_fraction:.1%}.",
             *(stopped if summary.stopped else []),
             "## Rows",
-            chart(["pie showData", *(f'  "{status}" : {rows}' for status, rows in tally.statuses.most_common())]),
+            pie("rows", [(status, rows, _COLOURS.get(status, _GREY)) for status, rows in tally.statuses.items()]),
             table(["status", "rows", "share"], [*counted, total]),
         ]
     )
@@ -116,10 +134,14 @@ def _money(summary: Summary, tally: Tally, job: Job, attempts: Sequence[Attempt]
     if rates and rates.real_time and summary.cost_usd:
         spent = summary.cost_usd * rates.real_time
         rows.append(("in real time", f"{dollars(spent)}: {dollars(spent - summary.cost_usd)} saved"))
-    slices = [("input", fresh), ("cached input", tally.cached_tokens), ("output", tally.output_tokens)]
-    pie = chart(["pie showData", "  title tokens", *(f'  "{name}" : {count}' for name, count in slices if count)])
+    slices = [
+        ("input", fresh, _BLUE),
+        ("cached input", tally.cached_tokens, _GREY),
+        ("output", tally.output_tokens, _GREEN),
+    ]
+    tokens = pie("tokens", slices)
     rows += [*_billed(summary, attempts), *_budget(job, attempts), *_tiers(attempts)]
-    return "\n\n".join(["## Tokens and cost", *([pie] if tally.input_tokens else []), table(["", ""], rows)])
+    return "\n\n".join(["## Tokens and cost", *([tokens] if tally.input_tokens else []), table(["", ""], rows)])
 
 
 def _billed(summary: Summary, attempts: Sequence[Attempt]) -> Iterator[tuple[str, str]]:
@@ -174,18 +196,33 @@ def _batches(attempts: Sequence[Attempt], job: Job) -> str:
 
 
 def _timeline(ended: Sequence[Attempt]) -> str:
-    """A gantt chart of batches, from their creation to their end."""
+    """A gantt chart of batches in UTC, from their creation to their end."""
     if not ended:
         return ""
+    shown_bars = ended[-_MOST_BARS:]
+    starts = [one.batch.submitted_at or 0.0 for one in shown_bars]
+    ends = [max(one.batch.ended_at or 0.0, start + 1) for one, start in zip(shown_bars, starts, strict=True)]
     marks = {"completed": "done, ", "expired": "crit, ", "failed": "crit, ", "lost": "crit, "}
     bars = [
-        f"  {one.shard.file_name.removesuffix('.jsonl')} {one.batch.status} : {marks.get(one.batch.status or '', '')}"
-        f"{int(one.batch.submitted_at or 0)}, {max(int(one.batch.ended_at or 0), int(one.batch.submitted_at or 0) + 1)}"
-        for one in ended[-_MOST_BARS:]
+        f"  section {one.shard.file_name.removesuffix('.jsonl')}\n"
+        f"  {one.batch.status} : {marks.get(one.batch.status or '', '')}{_moment(start)}, {_moment(end)}"
+        for one, start, end in zip(shown_bars, starts, ends, strict=True)
     ]
-    span = max(one.batch.ended_at or 0 for one in ended) - min(one.batch.submitted_at or 0 for one in ended)
-    axis = "%H:%M:%S" if span < 600 else "%H:%M" if span < 86_400 else "%d.%m. %H:%M"
-    return chart(["gantt", "  dateFormat X", f"  axisFormat {axis}", *bars])
+    init = {"themeVariables": _BARS, "gantt": _GANTT}
+    head = ["gantt", "  title batches (UTC)", "  dateFormat YYYY-MM-DDTHH:mm:ss", *_axis(max(ends) - min(starts))]
+    return _chart(init, [*head, *bars])
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _axis(span: float) -> list[str]:
+    """About five ticks over a span of seconds, and how their times are written."""
+    for seconds, unit, form in ((86_400, "day", "%d.%m."), (3600, "hour", "%H:%M"), (60, "minute", "%H:%M")):
+        if span > 4 * seconds:
+            return [f"  axisFormat {form}", f"  tickInterval {max(1, round(span / 5 / seconds))}{unit}"]
+    return ["  axisFormat %H:%M:%S", f"  tickInterval {max(1, round(span / 5))}second"]
 
 
 def _batch_row(one: Attempt, job: Job) -> tuple[str, ...]:

@@ -75,7 +75,6 @@ def _row(shard: Shard, batch: Batch, now: float) -> dict[str, Any]:
     tokens = usage.get("input_tokens", 0) + usage.get("output_tokens", 0)
     return {
         "file": shard.file_name,
-        "batch": batch.batch_id or "–",
         "status": batch.status or str(batch.state),
         "done": f"{_answered(batch):,} of {shard.requests:,}",
         "age": duration(age),
@@ -83,14 +82,16 @@ def _row(shard: Shard, batch: Batch, now: float) -> dict[str, Any]:
         "tokens": f"{tokens:,}" if tokens else f"about {shard.tokens:,}",
         "attempt": shard.attempt,
         "verdicts": ", ".join(f"{count:,} {verdict}" for verdict, count in verdicts.items()),
+        "batch": batch.batch_id or "–",
     }
 
 
 def _waiting(shard: Shard) -> dict[str, Any]:
     why = f"held back: {shard.hold_reason}" if shard.hold_reason and shard.hold_until else "to be sent"
     return {
-        "file": shard.file_name, "batch": "–", "status": why, "done": f"0 of {shard.requests:,}", "age": "–",
+        "file": shard.file_name, "status": why, "done": f"0 of {shard.requests:,}", "age": "–",
         "expected": "–", "tokens": f"about {shard.tokens:,}", "attempt": shard.attempt, "verdicts": "",
+        "batch": "–",
     }  # fmt: skip
 
 

@@ -111,6 +111,12 @@ def dollars(amount: float | None) -> str:
     return f"${amount:,.{digits}f}"
 
 
+def counted_of(number: int, noun: str) -> str:
+    """A count for people: `1 batch`, `1,200 batches`, `3 rows`."""
+    ending = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: `42 s`, `12 min`, `3 h 5 min`."""
     if seconds < 100:

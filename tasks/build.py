@@ -305,7 +305,7 @@ def stage(run: Run) -> Build:
         raise
 
 
-@task(name="build", cache_policy=NO_CACHE)
+@task(name="build", task_run_name="build", cache_policy=NO_CACHE)
 def build_requests(run: Run) -> Build:
     """Renders every row, and stages what is still to be sent."""
     return stage(run)

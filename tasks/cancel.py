@@ -17,7 +17,7 @@ REASON = "the job was cancelled"
 logger = logging.getLogger("overnight.cancel")
 
 
-@task(name="cancel", cache_policy=NO_CACHE)
+@task(name="cancel", task_run_name="cancel", cache_policy=NO_CACHE)
 def cancel_batches(run: Run, owner: str) -> int:
     """Stops a job and cancels its open batches; returns how many were asked to end.
 

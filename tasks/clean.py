@@ -46,7 +46,7 @@ def clean(run: Run, provider: Provider) -> int:
     return cleaned
 
 
-@task(name="clean", cache_policy=NO_CACHE)
+@task(name="clean", task_run_name="clean", cache_policy=NO_CACHE)
 def clean_job(run: Run) -> int:
     """Deletes the files of all settled batches at the provider."""
     with provider_of(run) as provider:

@@ -230,7 +230,7 @@ def join(run: Run) -> Tally:
     return joiner.tally
 
 
-@task(name="join", cache_policy=NO_CACHE)
+@task(name="join", task_run_name="join", cache_policy=NO_CACHE)
 def join_answers(run: Run) -> Tally:
     """Joins all answers there are to the dataset."""
     return join(run)

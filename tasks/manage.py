@@ -74,7 +74,7 @@ def when(seconds: float | None) -> str:
     return "unknown" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-@task(name="list", cache_policy=NO_CACHE)
+@task(name="list", task_run_name="list", cache_policy=NO_CACHE)
 def list_account(choice: ProviderChoice, home: Path, limit: int) -> list[ListedBatch]:
     """The newest batches of an account, as the artifact `batches-<profile>` too."""
     ours = {b.batch_id: (s.job, s.file_name) for s in all_shards(home) for b in s.batches if b.batch_id}
@@ -104,7 +104,7 @@ def find_batches(name: str, home: Path) -> tuple[Run, list[tuple[Shard, Batch]]]
     return recorded_run(matching[0][0].job, home), matching
 
 
-@task(name="diagnose", cache_policy=NO_CACHE)
+@task(name="diagnose", task_run_name="diagnose", cache_policy=NO_CACHE)
 def diagnose(name: str, home: Path) -> str:
     """What went wrong in a job or a batch, as text and as the artifact `diagnosis-<name>`."""
     run, batches = find_batches(name, home)
@@ -122,7 +122,7 @@ def _results(run: Run, batches: list[tuple[Shard, Batch]]) -> Iterator[tuple[str
                 yield from zip(*(rows[name].to_pylist() for name in columns), strict=True)
 
 
-@task(name="clean files", cache_policy=NO_CACHE)
+@task(name="clean files", task_run_name="clean files", cache_policy=NO_CACHE)
 def clean_account(choice: ProviderChoice, home: Path, older_than_hours: float, *, dry_run: bool) -> Cleaned:
     """Deletes our files that nobody needs; only tells of them where `dry_run`."""
     with open_provider(choice, home) as provider:

@@ -64,7 +64,7 @@ def _sample_bodies(staging: Path, build: Build) -> list[dict[str, Any]]:
         return [json.loads(line)["body"] for line in islice(lines, _SAMPLES)]
 
 
-@task(name="plan", cache_policy=NO_CACHE)
+@task(name="plan", task_run_name="plan", cache_policy=NO_CACHE)
 def plan_requests(run: Run) -> Plan:
     """Plans a job and publishes the plan."""
     made = plan(run)

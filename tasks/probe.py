@@ -171,7 +171,7 @@ def probe_text(profile: Profile, checks: tuple[Check, ...], settings: tuple[str,
     return f"# {profile.name}\n\n{table(['check', 'result', 'detail'], rows)}\n\n## Settings\n\n{lines}\n{notes}\n"
 
 
-@task(name="probe", cache_policy=NO_CACHE)
+@task(name="probe", task_run_name="probe", cache_policy=NO_CACHE)
 def probe_provider(choice: ProviderChoice, home: Path) -> Diagnosis:
     """Tries an endpoint; its outcome is the artifact `doctor-<profile>` too.
 

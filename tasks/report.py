@@ -40,7 +40,7 @@ def summarize(run: Run, tally: Tally, shards: list[Shard], seconds: float) -> Su
     )
 
 
-@task(name="report", cache_policy=NO_CACHE)
+@task(name="report", task_run_name="report", cache_policy=NO_CACHE)
 def write_report(run: Run, tally: Tally, seconds: float) -> Summary:
     """Writes the report, and publishes it with a few samples."""
     job = run.job

@@ -76,7 +76,7 @@ def check_staged(run: Run, build: Build) -> None:
             provider.check()
 
 
-@task(name="validate", cache_policy=NO_CACHE)
+@task(name="validate", task_run_name="validate", cache_policy=NO_CACHE)
 def validate_requests(run: Run, build: Build) -> None:
     """Checks the staged files, then address and key, and plans what is to be sent.
 

@@ -126,7 +126,7 @@ def wait(run: Run, patience: float) -> None:
         time.sleep(pause if release is None else min(pause, max(release, 0.01)))
 
 
-@task(name="wait", cache_policy=NO_CACHE)
+@task(name="wait", task_run_name="wait", cache_policy=NO_CACHE)
 def wait_for_batches(run: Run, patience: float) -> None:
     """Waits until a batch has ended or a held shard may go, at most `patience` seconds."""
     wait(run, patience)
