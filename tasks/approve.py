@@ -13,6 +13,7 @@ from pydantic import Field
 
 from overnight.job import Job
 from overnight.planning import Plan
+from overnight.summary import artifact_key
 from tasks.connect import in_deployment
 
 _ANSWER_SECONDS = 7 * 86_400
@@ -41,7 +42,9 @@ def ask_approval(plan: Plan) -> Approval:
     Raises:
         Exception: Prefect's own, for a deployment's run: it ends here, and starts anew with the answer.
     """
-    form = Approval.with_initial_data(description=plan.text)
+    figures = plan.text.split("\n## ", 1)[0]
+    whole = f"The whole plan is the artifact `{artifact_key('plan', plan.job)}`."
+    form = Approval.with_initial_data(description=f"{figures}\n\n{whole}")
     if in_deployment():
         return suspend_flow_run(wait_for_input=form, timeout=_ANSWER_SECONDS, key="approval")
     return pause_flow_run(wait_for_input=form, timeout=_ANSWER_SECONDS, poll_interval=_LOOK_SECONDS, key="approval")
