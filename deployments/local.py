@@ -54,7 +54,13 @@ class Service:
             return
         with self.log.open("ab") as log:
             process = subprocess.Popen(  # noqa: S603 - our own commands
-                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self._pid_file.write_text(str(process.pid))
 
