@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pytest
 
 from tests.conftest import MakeJob, ProviderProcess
 from tests.server import Local, until
 
 SLOW = {"polls": 100_000, "answer": 1}
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
-    """What `make up` starts."""
-    started = Local(tmp_path_factory.mktemp("local") / "home")
-    started.up()
-    yield started
-    started.down()
-    assert not list((started.home / ".server").glob("*.pid"))
 
 
 def test_a_run_from_the_api_is_named_tagged_and_reported(local: Local, make_job: MakeJob) -> None:
