@@ -7,14 +7,11 @@ import time
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.course import Course
 from flows.names import JobInput, name_run
-from flows.steps import PATIENCE, collect_ended, finish, settled
-from overnight.lease import leased
 from overnight.local import stop_local_endpoint
 from overnight.standing import Standing, standing_of
-from tasks.cancel import cancel_batches
 from tasks.connect import find_job
-from tasks.wait import wait_for_batches
 
 _CANCELLING_SECONDS = 900.0
 """How long a cancelled batch is waited for: OpenAI takes up to ten minutes. What takes longer is left to a sweep."""
@@ -37,23 +34,24 @@ def cancel_batch(job: JobInput, home: str | None = None) -> Standing:
         JobError: there is no such job.
         ProviderError: the provider refuses to be asked.
     """
-    started, run = time.monotonic(), find_job(job, home)
+    started, course = time.monotonic(), Course(find_job(job, home))
     until = started + _CANCELLING_SECONDS
     try:
-        with leased(run.ledger, run.job.name, PATIENCE) as owner:
-            cancel_batches(run, owner)
-        while not settled(run) and time.monotonic() < until:
-            wait_for_batches(run, until - time.monotonic())
-            with leased(run.ledger, run.job.name, PATIENCE) as owner:
-                failure = collect_ended(run)
-                cancel_batches(run, owner)  # a create whose reply was lost shows up late
+        with course.lease() as owner:
+            course.cancel(owner)
+        while not course.settled and time.monotonic() < until:
+            course.wait(until - time.monotonic())
+            with course.lease() as owner:
+                failure = course.collect()
+                if not course.settled:
+                    course.cancel(owner)  # a create whose reply was lost shows up late
             if failure:
                 raise failure
-        if settled(run):
-            finish(run, started)
-        return standing_of(run)
+        if course.settled:
+            course.finish(started)
+        return standing_of(course.run)
     finally:
-        stop_local_endpoint(run.home)
+        stop_local_endpoint(course.run.home)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,15 @@ import time
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.course import Course
 from flows.names import name_sweep
-from flows.steps import collect_ended, finish, settled, submit_ready
 from overnight.errors import JobBusy, OvernightError
 from overnight.home import home_path
-from overnight.lease import leased
 from overnight.ledger import Ledger, ledger_exists
 from overnight.local import serves, stop_local_endpoint
 from overnight.queue import submitted_batches
-from overnight.run import Run, recorded_run
+from overnight.run import recorded_run
 from overnight.standing import Standing, standing_of
-from tasks.wait import wait_for_batches
 
 _BUSY_SECONDS = 5.0
 _EMBEDDED_SECONDS = 600.0
@@ -48,48 +46,54 @@ def collect_batches(job: str | None = None, home: str | None = None) -> list[Sta
     """
     folder = home_path(home)
     names = [job] if job else Ledger.of(folder).jobs() if ledger_exists(folder) else []
-    open_runs = [run for run in (recorded_run(name, folder) for name in names) if not done(run)]
+    courses = [course for name in names if not done(course := Course(recorded_run(name, folder)))]
     failures: list[OvernightError] = []
     try:
-        for run in open_runs:
+        for course in courses:
+            job_name = course.run.job.name
             try:
-                sweep(run)
+                sweep(course)
             except JobBusy as busy:
-                logger.info("%s: %s; left to it", run.job.name, busy)
+                logger.info("%s: %s; left to it", job_name, busy)
             except OvernightError as error:
-                logger.error("%s: %s", run.job.name, error)  # noqa: TRY400 - the message says what to mend
+                logger.error("%s: %s", job_name, error)  # noqa: TRY400 - the message says what to mend
                 failures.append(error)
     finally:
         stop_local_endpoint(folder)
     if failures:
         raise failures[0]
-    return [standing_of(run) for run in open_runs]
+    return [standing_of(course.run) for course in courses]
 
 
-def done(run: Run) -> bool:
+def done(course: Course) -> bool:
     """Whether a job has nothing left to do: every request is settled, and the joined table holds the answers."""
-    record = run.ledger.job(run.job.name)
-    return settled(run) and record is not None and record.joined_at is not None
+    record = course.run.ledger.job(course.run.job.name)
+    return course.settled and record is not None and record.joined_at is not None
 
 
-def sweep(run: Run) -> None:
+def sweep(course: Course) -> None:
     """One step of a job.
 
     Raises:
         OvernightError: what stopped it.
     """
-    started, failure = time.monotonic(), None
-    if submitted_batches(run.ledger.shards(run.job.name)):
-        wait_for_batches(run, 0.0)
-        if serves(run.home) and submitted_batches(run.ledger.shards(run.job.name)):
-            wait_for_batches(run, _EMBEDDED_SECONDS)
-    with leased(run.ledger, run.job.name, _BUSY_SECONDS) as owner:
-        failure = collect_ended(run)
-        failure = submit_ready(run, owner) or failure
-    if settled(run):
-        finish(run, started)
+    started = time.monotonic()
+    if submitted(course):
+        course.wait(0.0)
+    if serves(course.run.home) and submitted(course):
+        course.wait(_EMBEDDED_SECONDS)  # the embedded endpoint ends with this run: it is given the time
+    with course.lease(_BUSY_SECONDS) as owner:
+        failure = course.collect()
+        failure = course.submit(owner) or failure
+    if course.settled:
+        course.finish(started)
     if failure:
         raise failure
+
+
+def submitted(course: Course) -> bool:
+    """Whether a job has batches to look at."""
+    return bool(submitted_batches(course.run.ledger.shards(course.run.job.name)))
 
 
 if __name__ == "__main__":

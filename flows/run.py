@@ -11,14 +11,11 @@ from typing import Any
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.course import PATIENCE, Course, as_result
 from flows.names import JobInput, label_run, name_run
-from flows.steps import PATIENCE, as_result, collect_ended, finish, prepare, settled, submit_ready
-from overnight.lease import leased
 from overnight.local import stop_local_endpoint
-from overnight.run import Run
 from overnight.summary import Summary
 from tasks.connect import open_job
-from tasks.wait import wait_for_batches
 
 
 @flow(
@@ -43,32 +40,31 @@ def run_batch(job: JobInput, dataset: Any = None, home: str | None = None, appro
     Raises:
         OvernightError: the job could not be run; says what to mend.
     """
-    started = time.monotonic()
-    run = open_job(job, dataset, home)
+    started, course = time.monotonic(), Course(open_job(job, dataset, home))
     try:
-        run = prepare(run, approve=approve)
-        go_on(run)
-        return as_result(finish(run, started))
+        course.prepare(approve=approve)
+        go_on(course)
+        return as_result(course.finish(started))
     finally:
-        stop_local_endpoint(run.home)
+        stop_local_endpoint(course.run.home)
 
 
-def go_on(run: Run) -> None:
-    """Submit → wait → fetch → parse until every request is settled.
+def go_on(course: Course) -> None:
+    """Takes a course through submit, wait, fetch and parse until every request is settled.
 
     Raises:
         Exception: what stopped a submission or a collection, once nothing is at the provider any more.
     """
     failure: Exception | None = None
-    while not settled(run):
-        with leased(run.ledger, run.job.name, PATIENCE) as owner:
-            failure = failure or submit_ready(run, owner)
-        label_run(run)
-        if failure and not run.at_provider():
+    while not course.settled:
+        with course.lease() as owner:
+            failure = failure or course.submit(owner)
+        label_run(course.run)
+        if failure and not course.run.at_provider():
             raise failure
-        wait_for_batches(run, PATIENCE)
-        with leased(run.ledger, run.job.name, PATIENCE):
-            failure = collect_ended(run) or failure
+        course.wait(PATIENCE)
+        with course.lease():
+            failure = course.collect() or failure
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ from typing import Any
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.course import Course
 from flows.names import JobInput, label_run, name_run
-from flows.steps import PATIENCE, prepare, submit_ready
-from overnight.lease import leased
 from overnight.local import stop_local_endpoint
 from overnight.standing import Standing, standing_of
 from tasks.connect import open_job
@@ -36,17 +35,17 @@ def submit_batch(job: JobInput, dataset: Any = None, home: str | None = None, ap
     Raises:
         OvernightError: the job could not be submitted; says what to mend.
     """
-    run = open_job(job, dataset, home)
+    course = Course(open_job(job, dataset, home))
     try:
-        run = prepare(run, approve=approve)
-        with leased(run.ledger, run.job.name, PATIENCE) as owner:
-            failure = submit_ready(run, owner)
-        label_run(run)
+        course.prepare(approve=approve)
+        with course.lease() as owner:
+            failure = course.submit(owner)
+        label_run(course.run)
         if failure:
             raise failure
-        return standing_of(run)
+        return standing_of(course.run)
     finally:
-        stop_local_endpoint(run.home)
+        stop_local_endpoint(course.run.home)
 
 
 if __name__ == "__main__":

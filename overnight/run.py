@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from overnight.dataset import Rows, first_rows, open_dataset, save_frame
 from overnight.errors import JobError
 from overnight.home import JobFolder, home_path
@@ -113,9 +115,12 @@ def self_contained(job: Job) -> Job:
     return job.model_copy(update=changes)
 
 
-@dataclass(frozen=True)
-class Build:
-    """What a build made."""
+class Build(msgspec.Struct, frozen=True):
+    """What a build made.
+
+    A struct, which Prefect does not look into: it would draw an arrow from the build to every task run that takes one
+    of the strings in it.
+    """
 
     rows: int
     unsendable: int

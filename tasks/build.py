@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -289,7 +289,7 @@ def build_into(staging: Path, run: Run) -> Build:
     canary = canary_rows(job, ledger, superseded)
     builder = Builder(job, staging, known, sent_lines(job, folder), ledger.next_round(job.name), canary)
     build = builder.build(rows)
-    return replace(build, superseded=tuple(sorted(superseded)))
+    return msgspec.structs.replace(build, superseded=tuple(sorted(superseded)))
 
 
 def stage(run: Run) -> Build:
