@@ -4,7 +4,7 @@
 
 What is ordered is deterministic: a fault belongs to the next calls of its kind, a behaviour to the next batches
 created. `POST /_order` takes orders, `GET /_books` tells what was called and what was billed per custom_id, each
-request counting once for every time that a batch worked on it.
+request counting once for every time that a batch worked on it. `POST /_reset` opens a new account.
 
 Requests are answered by their first user text: `[400]`, `[429]`, `[500]`, `[refuse]`, `[cut]` and `[garbage]` in it
 make that answer; `[500 once]` only the first time. Else the answer is an echo, or, where the request has an enum
@@ -338,7 +338,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request over HTTP."""
 
     protocol_version = "HTTP/1.1"
-    provider: Provider
+    current: Provider
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
         """Says nothing."""
@@ -356,10 +356,14 @@ class Handler(BaseHTTPRequestHandler):
         self._serve()
 
     def _serve(self) -> None:
+        self.provider = Handler.current  # one account from a request's start to its end
         self._content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         path = url.path.removeprefix("/v1")
+        if path == "/_reset":
+            Handler.current = Provider()
+            return self._reply(200, {})
         if path == "/_order":
             self.provider.order(json.loads(self._content))
             return self._reply(200, {})
@@ -498,12 +502,11 @@ def main() -> None:
     """Serves until stdin closes."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--port", type=int, default=0)
-    Handler.provider = Provider()
+    Handler.current = Provider()
     server = Server(("127.0.0.1", options.parse_args().port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(f"http://127.0.0.1:{server.server_port}/v1", flush=True)  # noqa: T201 - how tests learn the address
     sys.stdin.read()
-    server.shutdown()
 
 
 if __name__ == "__main__":
