@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from overnight.errors import LedgerError
 from overnight.files import sync_folder
 from overnight.home import JobFolder
 from overnight.job import Limits
 from overnight.ledger import Ledger
 from overnight.profiles import Profile
 from overnight.records import Batch, NewShard, Shard
-from overnight.shards import Kind, ShardWriter
+from overnight.shards import Kind, ShardWriter, file_key
 from overnight.tokens import frame_bytes
 from overnight.verdicts import Reply
 from overnight.wire import custom_ids
@@ -92,6 +93,19 @@ def reasked(line: bytes, reply: Reply) -> bytes:
 def _said(reply: Reply) -> list[dict[str, str]]:
     wrong = {"role": "user", "content": f"That is not a valid answer ({reply.error_message}). Answer again, as asked."}
     return [{"role": "assistant", "content": reply.answer}, wrong] if reply.answer else []
+
+
+def whole_file(folder: JobFolder, shard: Shard, profile: Profile) -> Path:
+    """A shard's request file, as it was planned: its key is a hash of its bytes.
+
+    Raises:
+        LedgerError: it is gone, or is another by now.
+    """
+    path = folder.requests / shard.file_name
+    if not path.exists() or file_key(path, shard.url, profile) != shard.key:
+        what = "and what was sent cannot be told from what was not" if shard.sent else "nothing of it was sent"
+        raise LedgerError(f"{path} is missing or not as it was planned ({what}): restore it from a backup")
+    return path
 
 
 def write_again(

@@ -69,6 +69,7 @@ BATCHES = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("started_at", sa.Double, nullable=False),
     sa.Column("creating_at", sa.Double),
+    sa.Column("creates", sa.Integer, nullable=False, default=0),
     sa.Column("file_id", sa.Text),
     sa.Column("batch_id", sa.Text),
     sa.Column("status", sa.Text),
@@ -197,9 +198,7 @@ class Ledger:
             if settled or connection.execute(others).first():
                 raise LedgerError(f"shard {shard_id} is settled or has an open attempt: another process works on it")
             values = {"shard_id": shard_id, "token": uuid4().hex, "state": state, "started_at": at, "file_id": file_id}
-            connection.execute(
-                sa.update(SHARDS).where(SHARDS.c.id == shard_id).values(hold_until=None, hold_reason=None)
-            )
+            connection.execute(sa.update(SHARDS).where(SHARDS.c.id == shard_id).values(hold_until=None))
             row = connection.execute(sa.insert(BATCHES).values(**values).returning(*BATCHES.c)).mappings().one()
             return _batch(row)
 
@@ -223,7 +222,7 @@ class Ledger:
             held = sa.select(LEASES.c.owner).where(LEASES.c.job == job, LEASES.c.until > now)
             if connection.execute(held).scalar() != owner:
                 raise LedgerError("this process lost its lease on the job (was the machine asleep?): run it again")
-            return _move(connection, batch, State.CREATING, {"creating_at": now})
+            return _move(connection, batch, State.CREATING, {"creating_at": now, "creates": batch.creates + 1})
 
     def split(self, shard: Shard, pieces: Sequence[NewShard]) -> None:
         """Plans smaller shards in place of one that has no open attempt.
@@ -261,8 +260,8 @@ class Ledger:
             connection.execute(sa.delete(LEARNED).where(at))
             connection.execute(sa.insert(LEARNED).values(provider=provider, model=model, tokens=tokens, at=now))
 
-    def hold(self, shard_id: int, until: float, reason: str) -> None:
-        """Holds a shard back until a time (Unix seconds), and says why."""
+    def hold(self, shard_id: int, until: float | None, reason: str) -> None:
+        """Holds a shard back until a time (Unix seconds) or until there is room; the last reason is kept for good."""
         with self._transaction() as connection:
             held = {"hold_until": until, "hold_reason": reason}
             connection.execute(sa.update(SHARDS).where(SHARDS.c.id == shard_id).values(**held))

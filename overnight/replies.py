@@ -13,6 +13,7 @@ from overnight.wire import status_word
 _QUEUE_FULL = re.compile(
     r"token_limit_exceeded|enqueued token|queue.{0,20}full|too many batches|batches in progress", re.IGNORECASE
 )
+_NO_FILE_YET = re.compile(r"cannot find file|file\b.{0,80}\bnot (yet )?(been )?processed", re.IGNORECASE | re.DOTALL)
 _FATAL = re.compile(r"quota|billing|permission|api_key|unauthorized|account", re.IGNORECASE)
 
 
@@ -49,7 +50,7 @@ class RemoteBatch:
     @property
     def file_missing(self) -> bool:
         """It failed because its input file is not there yet; seen right after uploads (openai-dotnet#312)."""
-        return self.status == "failed" and any("cannot find file" in e.message.lower() for e in self.errors)
+        return self.status == "failed" and any(_NO_FILE_YET.search(e.message) for e in self.errors)
 
     @property
     def fatal(self) -> bool:
@@ -57,10 +58,28 @@ class RemoteBatch:
         return self.status == "failed" and any(_FATAL.search(e.code) for e in self.errors)
 
     @property
+    def may_hold_answers(self) -> bool:
+        """It names an output file or has counted answers: its files are read before it is judged."""
+        return bool(self.output_file_id or self.done)
+
+    @property
     def error_text(self) -> str | None:
         """The errors of the whole batch in one line."""
         said = [f"line {e.line}: {e.message}" if e.line else f"{e.code}: {e.message}" for e in self.errors[:5]]
         return "; ".join(said) or None
+
+
+_NOT_READY = frozenset({"pending", "running", "notrunning", "processing"})
+
+
+class RemoteFile(NamedTuple):
+    """A file as the provider describes it."""
+
+    id: str
+    name: str | None
+    bytes: int | None
+    ready: bool
+    """False while the provider says that it is still looking at it (Azure)."""
 
 
 def unwrapped(reply: Any) -> dict[str, Any]:
@@ -94,6 +113,15 @@ def remote_batch(reply: Any) -> RemoteBatch | None:
         errors=tuple(_errors(fields.get("errors"))),
         metadata={str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else None,
     )
+
+
+def remote_file(reply: Any) -> RemoteFile | None:
+    """A reply as a file; None where it is not one."""
+    fields = unwrapped(reply)
+    if not isinstance(fields.get("id"), str):
+        return None
+    ready = str(fields.get("status")).lower() not in _NOT_READY
+    return RemoteFile(fields["id"], fields.get("filename"), _whole(fields.get("bytes")), ready)
 
 
 def _whole(value: Any) -> int | None:
@@ -134,7 +162,7 @@ def refusal(status: int, said: str, call: str, address: str) -> OvernightError:
         return ProviderError(f"{message}; the account cannot pay")
     if _QUEUE_FULL.search(said):
         return QueueFull(message)
-    if "cannot find file" in said.lower():
+    if _NO_FILE_YET.search(said):
         return ProviderUnavailable(message)
     if status in (404, 405):
         return NotFound(message)

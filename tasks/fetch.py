@@ -27,6 +27,11 @@ class Fetched:
     output: Path | None
     error: Path | None
 
+    @property
+    def lines(self) -> bool:
+        """Whether there is any line in them."""
+        return any(path is not None and path.stat().st_size > 0 for path in (self.output, self.error))
+
 
 def response_path(folder: Path, batch_id: str, kind: str) -> Path:
     """Where a file goes; ids of some providers hold slashes (`batches/abc`)."""

@@ -14,17 +14,19 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.again import send_again, write_again
+from overnight.again import send_again, whole_file, write_again
 from overnight.answers import Answer
 from overnight.errors import Unreconciled
 from overnight.parquet import TableWriter, write_parquet
 from overnight.prompt import answer_of
 from overnight.records import Batch
+from overnight.replies import RemoteBatch, RemoteError
 from overnight.results import result_schema
 from overnight.run import Run
 from overnight.verdicts import VERDICTS, Reply, Verdict, failure_verdict
 from overnight.wire import ResultLine, custom_ids, read_result
 from tasks.fetch import Fetched
+from tasks.submit import refused_whole
 
 _FLUSH_ROWS = 2048
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
@@ -153,7 +155,7 @@ def absent_reply(batch: Batch, ids: list[str]) -> Callable[[str], Reply]:
         code = f"batch_{batch.status}"
         return lambda _id: Reply("expired", error_code=code, error_message=f"the batch ended {batch.status}")
     if batch.status == "lost":
-        message = "the provider does not know the batch any more"
+        message = "the provider lost the batch: it knows it no more, its files are gone, or it never ended"
         return lambda _id: Reply("missing", error_code="batch_lost", error_message=message)
     if batch.status != "failed":
         return lambda _id: Reply(
@@ -170,6 +172,12 @@ def absent_reply(batch: Batch, ids: list[str]) -> Callable[[str], Reply]:
         return Reply(verdict, error_code=first[0], error_message=first[1])
 
     return judge
+
+
+def failed_batch(batch: Batch) -> RemoteBatch:
+    """What the ledger kept of how a batch ended, as the provider said it."""
+    errors = tuple(RemoteError(*error) for error in batch.errors or ())
+    return RemoteBatch(batch.batch_id or "", batch.status or "", errors=errors)
 
 
 def parse(fetched: Fetched, request_file: Path, part: Path, answer: Answer) -> Parsed:
@@ -190,8 +198,10 @@ def parse_answers(run: Run, fetched: Fetched) -> dict[str, int]:
     """Settles an ended batch; returns its requests by verdict."""
     batch, limits = fetched.batch, run.job.limits
     shard = run.ledger.shard(batch.shard_id)
+    if not fetched.lines and refused_whole(run, batch, failed_batch(batch)):
+        return {}
     part = run.folder.results / f"{shard.round:04d}-{shard.number:04d}-{batch.id:06d}.parquet"
-    parsed = parse(fetched, run.folder.requests / shard.file_name, part, answer_of(run.job))
+    parsed = parse(fetched, whole_file(run.folder, shard, run.job.profile), part, answer_of(run.job))
     if parsed.unreadable or parsed.duplicates or parsed.foreign:
         logger.warning("batch %s: %d unreadable lines, %d duplicates, %d of unknown requests",
                        batch.batch_id, parsed.unreadable, parsed.duplicates, parsed.foreign)  # fmt: skip
