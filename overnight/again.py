@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from overnight.errors import LedgerError
-from overnight.files import sync_folder
+from overnight.files import disk_errors, sync_folder
 from overnight.home import JobFolder
 from overnight.job import Limits
 from overnight.ledger import Ledger
@@ -159,7 +159,8 @@ def _written(folder: JobFolder, write: Callable[[Path], Iterator[NewShard]]) -> 
     staging = folder.path / ".again"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    planned = list(write(staging))
+    with disk_errors(staging):
+        planned = list(write(staging))
     for new in planned:
         (staging / new.file_name).replace(folder.requests / new.file_name)
     sync_folder(folder.requests)

@@ -173,7 +173,7 @@ def join(run: Run) -> Tally:
         Unreconciled: the table would not have one row per row of the dataset.
     """
     rows, answer, job = check_rows(run), answer_of(run.job), run.job
-    parts = result_parts(run.folder.results)
+    parts = result_parts(run.folder.results, run.ledger.shards(job.name))
     wanted = pa.schema([field for field in result_schema(answer) if field.name != "raw"])
     joiner = Joiner(ResultIndex(parts), ResultReader(parts, wanted), answer, job_rates(job))
     schema = joined_schema(rows.schema, answer, job.output.prefix)

@@ -16,16 +16,16 @@ from prefect.cache_policies import NO_CACHE
 
 from overnight.again import send_again, whole_file, write_again
 from overnight.answers import Answer
-from overnight.errors import Unreconciled
+from overnight.errors import LedgerError, Unreconciled
 from overnight.parquet import TableWriter, write_parquet
 from overnight.prompt import answer_of
 from overnight.records import Batch
 from overnight.replies import RemoteBatch, RemoteError
-from overnight.results import result_schema
+from overnight.results import missing_parts, part_name, result_schema
 from overnight.run import Run
 from overnight.verdicts import VERDICTS, Reply, Verdict, failure_verdict
 from overnight.wire import ResultLine, custom_ids, read_result
-from tasks.fetch import Fetched
+from tasks.fetch import Fetched, fetched_before
 from tasks.submit import refused_whole
 
 _FLUSH_ROWS = 2048
@@ -193,6 +193,25 @@ def parse(fetched: Fetched, request_file: Path, part: Path, answer: Answer) -> P
         return reconciler.finish(absent_reply(fetched.batch, ids))
 
 
+def restore_parts(run: Run) -> None:
+    """Makes result parts anew that are gone, from what the provider sent back.
+
+    Raises:
+        LedgerError: that is gone too, or comes to other verdicts than it did.
+    """
+    folder = run.folder
+    for shard, batch in missing_parts(folder.results, run.ledger.shards(run.job.name)):
+        fetched, part = fetched_before(folder.responses, batch), folder.results / part_name(shard, batch)
+        parsed = parse(fetched, whole_file(folder, shard, run.job.profile), part, answer_of(run.job))
+        if parsed.counts != batch.verdicts:
+            part.unlink()
+            raise LedgerError(
+                f"{part} is missing, and {folder.responses} gives other verdicts ({parsed.counts}) than were collected "
+                f"({batch.verdicts}): restore both from a backup"
+            )
+        logger.warning("%s was missing: made anew from responses/", part.name)
+
+
 @task(name="parse", task_run_name="parse {fetched.batch.batch_id}", cache_policy=NO_CACHE)
 def parse_answers(run: Run, fetched: Fetched) -> dict[str, int]:
     """Settles an ended batch; returns its requests by verdict."""
@@ -200,7 +219,7 @@ def parse_answers(run: Run, fetched: Fetched) -> dict[str, int]:
     shard = run.ledger.shard(batch.shard_id)
     if not fetched.lines and refused_whole(run, batch, failed_batch(batch)):
         return {}
-    part = run.folder.results / f"{shard.round:04d}-{shard.number:04d}-{batch.id:06d}.parquet"
+    part = run.folder.results / part_name(shard, batch)
     parsed = parse(fetched, whole_file(run.folder, shard, run.job.profile), part, answer_of(run.job))
     if parsed.unreadable or parsed.duplicates or parsed.foreign:
         logger.warning("batch %s: %d unreadable lines, %d duplicates, %d of unknown requests",
