@@ -206,7 +206,7 @@ class Provider:
         """Streams a file to `path`, whole or not at all; returns its bytes. An id may be a URL (SiliconFlow).
 
         Raises:
-            DownloadCut: it kept arriving with fewer bytes than announced.
+            DownloadCut: it kept arriving with fewer bytes than announced, or as a page.
         """
         for attempt in range(_DOWNLOAD_TRIES):
             try:

@@ -84,7 +84,7 @@ class RemoteFile(NamedTuple):
 
 def unwrapped(reply: Any) -> dict[str, Any]:
     """The object of a reply as a dict: bare, or in an envelope under `data` (SiliconFlow) or `job` (Together)."""
-    fields = reply if isinstance(reply, dict) else reply.to_dict() if hasattr(reply, "to_dict") else {}
+    fields = reply if isinstance(reply, dict) else reply.to_dict(warnings=False) if hasattr(reply, "to_dict") else {}
     for envelope in ("data", "job"):
         if fields.get("id") is None and isinstance(fields.get(envelope), dict):
             fields = fields[envelope]

@@ -35,7 +35,7 @@ from tasks.validate import plan_staged
 from tasks.wait import look_at_all
 from tests.model_provider import NO_FILE, QUEUE_FULL, ModelProvider, Plan
 
-ROWS = 5
+ROWS = 6
 OWNERS = ("elsewhere:1:a", "elsewhere:2:b")
 TIMES = {"leases": ["until"], "shards": ["hold_until"], "learned_limits": ["at"],
          "batches": ["started_at", "creating_at", "submitted_at", "deadline_at"]}  # fmt: skip
@@ -43,8 +43,8 @@ LAGS = st.sampled_from([0, 20, 140])
 """Of a listing; the profile waits 180 seconds, of which a create call may use 30 before it is sent."""
 PLANS = st.builds(
     Plan, reply=st.sampled_from(["ok", "ok", "lost", "lost", "nothing", "full", "no_file"]), lag=LAGS,
-    end=st.sampled_from(["completed", "completed", "expired", "cancelled"]), answered=st.integers(0, 3),
-    drop=st.integers(-2, 2), failing=st.integers(-2, 2),
+    end=st.sampled_from(["completed", "completed", "expired", "cancelled"]), answered=st.integers(0, 2),
+    drop=st.integers(-4, 1), failing=st.integers(-4, 1),
 ) | st.builds(Plan, end=st.just("failed"), errors=st.sampled_from([(QUEUE_FULL,), (NO_FILE,)]), lag=LAGS)  # fmt: skip
 STEPS = st.sampled_from(["submit", "submit", "look", "collect", "build"])
 JUMPS = st.sampled_from([5, 25, 65, 200])
@@ -88,26 +88,23 @@ class Seams:
 class SubmitProtocol(RuleBasedStateMachine):
     """Whatever is interleaved, it ends with every row answered for and nothing paid that was not owed."""
 
-    @initialize(echo=st.booleans())
-    def start(self, echo: bool) -> None:
+    @initialize(echo=st.booleans(), plans=st.lists(PLANS, min_size=4, max_size=9))
+    def start(self, echo: bool, plans: list[Plan]) -> None:
         self.folder = Path(tempfile.mkdtemp())
         rows = self.folder / "rows.jsonl"
         rows.write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(ROWS)))
         job = {"name": "model", "dataset": {"path": str(rows)}, "model": "m",
                "task": {"kind": "generate", "prompt": "{{ text }}"},
                "provider": {"profile": "custom", "base_url": "http://127.0.0.1:1/v1"},
-               "limits": {"max_requests": 3, "poll_seconds": 10}}  # fmt: skip
+               "limits": {"max_requests": 2, "poll_seconds": 10}}  # fmt: skip
         self.run: Run = open_run(job, home=str(self.folder / "home"))
         self.seams = Seams()
         self.provider = ModelProvider(self.run.job.profile, self.seams.call, echo=echo)
+        self.provider.plans = plans
         self.engine = self.run.ledger._engine
         plan_staged(self.run, stage(self.run))
         for event in ("begin", "commit"):
             sa.event.listen(self.engine, event, self.seams.transaction)
-
-    @rule(plan=PLANS)
-    def the_provider_will(self, plan: Plan) -> None:
-        self.provider.plans.append(plan)
 
     @rule(kind=st.sampled_from(["upload", "list", "retrieve", "missing", "download"]), times=st.integers(1, 3))
     def calls_will_fail(self, kind: str, times: int) -> None:
@@ -194,10 +191,9 @@ class SubmitProtocol(RuleBasedStateMachine):
                     parse_answers.fn(self.run, fetch(self.provider, self.run.folder.responses, batch))
 
     def _finish(self) -> None:
-        """Nothing fails any more; one process runs the job to its end, then whatever is left at the provider runs."""
+        """No call fails any more, what was planned happens still; one process runs the job to its end, then whatever is left at the provider runs."""
         self.seams.reset()
         self.provider.trouble.clear()
-        self.provider.plans.clear()
         for _ in range(60):
             self._pass(200)
             for kind in ("build", "submit", "look", "collect"):
