@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from overnight.files import sync_folder
+from overnight.errors import LedgerError
+from overnight.files import disk_errors, sync_folder
 from overnight.home import JobFolder
 from overnight.job import Limits
 from overnight.ledger import Ledger
 from overnight.profiles import Profile
 from overnight.records import Batch, NewShard, Shard
-from overnight.shards import Kind, ShardWriter
+from overnight.shards import Kind, ShardWriter, file_key
 from overnight.tokens import frame_bytes
 from overnight.verdicts import Reply
 from overnight.wire import custom_ids
@@ -94,6 +95,19 @@ def _said(reply: Reply) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": reply.answer}, wrong] if reply.answer else []
 
 
+def whole_file(folder: JobFolder, shard: Shard, profile: Profile) -> Path:
+    """A shard's request file, as it was planned: its key is a hash of its bytes.
+
+    Raises:
+        LedgerError: it is gone, or is another by now.
+    """
+    path = folder.requests / shard.file_name
+    if not path.exists() or file_key(path, shard.url, profile) != shard.key:
+        what = "and what was sent cannot be told from what was not" if shard.sent else "nothing of it was sent"
+        raise LedgerError(f"{path} is missing or not as it was planned ({what}): restore it from a backup")
+    return path
+
+
 def write_again(
     folder: JobFolder, shard: Shard, again: Mapping[Again, Mapping[str, Reply]], profile: Profile, round_: int
 ) -> list[NewShard]:
@@ -145,7 +159,8 @@ def _written(folder: JobFolder, write: Callable[[Path], Iterator[NewShard]]) -> 
     staging = folder.path / ".again"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    planned = list(write(staging))
+    with disk_errors(staging):
+        planned = list(write(staging))
     for new in planned:
         (staging / new.file_name).replace(folder.requests / new.file_name)
     sync_folder(folder.requests)

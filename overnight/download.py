@@ -58,15 +58,19 @@ def receive(reply: Reply, file_id: str, path: Path, size: Callable[[], int | Non
         size: asks the provider how large the file is: a reply without a length can end anywhere unnoticed.
 
     Raises:
-        DownloadCut: fewer bytes arrived than were announced.
+        DownloadCut: fewer bytes arrived than were announced, or a page or an error in their place.
     """
     with atomic_path(path) as part:
+        if reply.headers.get("x-incomplete", "").lower() == "true":  # Doubleword streams what is done so far
+            raise DownloadCut(f"{file_id} is not complete yet")
         arrived = _written(reply, file_id, part)
         announced: str | int | None = reply.headers.get("content-length")
         if announced is None or reply.headers.get("content-encoding"):
             announced = size()
         if (int(announced) != arrived) if announced is not None else not _ends_whole(part):
             raise DownloadCut(f"the download of {file_id} has {arrived:,} of {announced or 'more'} bytes")
+        if (said := _no_results(part)) is not None:
+            raise DownloadCut(f"the download of {file_id} is no result file but: {said}")
         return arrived
 
 
@@ -80,6 +84,23 @@ def _written(reply: Reply, file_id: str, part: Path) -> int:
     except httpx2.RemoteProtocolError as error:
         raise DownloadCut(f"the download of {file_id} was cut after {arrived:,} bytes: {error}") from None
     return arrived
+
+
+def _no_results(part: Path) -> str | None:
+    """The start of what is a page of HTML or an error object rather than result lines; None: it may be results.
+
+    Read as results, its requests would all be missing, and be paid for again.
+    """
+    with part.open("rb") as stream:
+        first, more = stream.readline(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n"), stream.readline(1)
+    if first.startswith(b"<"):
+        return first[:80].decode(errors="replace")
+    try:
+        only = None if more else json.loads(first)
+    except ValueError:
+        return None
+    is_error = isinstance(only, dict) and "custom_id" not in only and only.keys() & {"error", "detail", "message"}
+    return first[:200].decode(errors="replace") if is_error else None
 
 
 def _ends_whole(path: Path) -> bool:

@@ -19,7 +19,7 @@
     └── Transient                the same call may work later
         ├── ProviderUnavailable  connection, timeout, 429, 5xx, a page of HTML
         ├── ReplyLost            a create that may or may not have made a batch
-        ├── DownloadCut          fewer bytes arrived than were announced
+        ├── DownloadCut          fewer bytes arrived than announced, or a page
         ├── QueueFull            the provider takes no more tokens for now
         └── JobBusy              another process is at work on the job
 
@@ -126,7 +126,7 @@ class ReplyLost(Transient):
 
 
 class DownloadCut(Transient):
-    """A file arrived with fewer bytes than announced."""
+    """A file did not arrive: fewer bytes than announced, or a page in its place."""
 
 
 class QueueFull(Transient):

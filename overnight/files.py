@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from overnight.errors import HomeError
+
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Names the file or folder that the disk refuses.
+
+    Raises:
+        HomeError: it is full, broken, or may not be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise HomeError(
+            f"cannot write {path}: {os.strerror(error.errno or 0)}. Nothing was overwritten or left half-written: make "
+            "room and run the job again, it goes on where it was"
+        ) from None
 
 
 @contextmanager
@@ -15,11 +38,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     part = path.with_name(path.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield part
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        part.replace(path)
-        sync_folder(path.parent)
+        with disk_errors(path):
+            yield part
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+            part.replace(path)
+            sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
 

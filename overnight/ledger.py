@@ -8,6 +8,7 @@ continues from.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,6 +72,7 @@ BATCHES = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("started_at", sa.Double, nullable=False),
     sa.Column("creating_at", sa.Double),
+    sa.Column("creates", sa.Integer, nullable=False, default=0),
     sa.Column("file_id", sa.Text),
     sa.Column("batch_id", sa.Text),
     sa.Column("status", sa.Text),
@@ -120,7 +122,16 @@ class Ledger:
         Raises:
             LedgerError: the database cannot be opened or read.
         """
-        return _open(os.environ.get("OVERNIGHT_LEDGER_URL") or f"sqlite:///{home / 'ledger.db'}")
+        if url := os.environ.get("OVERNIGHT_LEDGER_URL"):
+            return _open(url)
+        path = home / "ledger.db"
+        gone = not path.exists() or not path.stat().st_size
+        if gone and (sent := next(home.glob("*/requests/*.jsonl"), None)) is not None:
+            raise LedgerError(
+                f"the ledger {path} is gone or empty, and {sent.parent.parent} was sent by it: restore it from a "
+                "backup; or move that folder away too, and pay for its requests again"
+            )
+        return _open(f"sqlite:///{path}")
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
@@ -129,10 +140,7 @@ class Ledger:
                 yield connection
         except sa.exc.DBAPIError as error:
             where = self._engine.url.render_as_string(hide_password=True)
-            raise LedgerError(
-                f"the ledger {where} cannot be used: {error.orig}. It is left as it is: restore it from a backup, or "
-                "move it away together with the folder of runs to start anew"
-            ) from None
+            raise LedgerError(f"the ledger {where} cannot be used: {error.orig}. {_mend(str(error.orig))}") from None
 
     def job(self, name: str) -> JobRecord | None:
         """The job as it was last built."""
@@ -211,14 +219,13 @@ class Ledger:
         """
         state = State.UPLOADED if file_id else State.UPLOADING
         with self._transaction() as connection:
-            settled = connection.execute(sa.select(SHARDS.c.settled).where(SHARDS.c.id == shard_id)).scalar_one()
+            of_shard = sa.select(SHARDS.c.settled).where(SHARDS.c.id == shard_id).with_for_update()
+            settled = connection.execute(of_shard).scalar_one()
             others = sa.select(BATCHES.c.id).where(BATCHES.c.shard_id == shard_id, BATCHES.c.state.in_(OPEN))
             if settled or connection.execute(others).first():
                 raise LedgerError(f"shard {shard_id} is settled or has an open attempt: another process works on it")
             values = {"shard_id": shard_id, "token": uuid4().hex, "state": state, "started_at": at, "file_id": file_id}
-            connection.execute(
-                sa.update(SHARDS).where(SHARDS.c.id == shard_id).values(hold_until=None, hold_reason=None)
-            )
+            connection.execute(sa.update(SHARDS).where(SHARDS.c.id == shard_id).values(hold_until=None))
             row = connection.execute(sa.insert(BATCHES).values(**values).returning(*BATCHES.c)).mappings().one()
             return _batch(row)
 
@@ -239,10 +246,10 @@ class Ledger:
         """
         with self._transaction() as connection:
             job = sa.select(SHARDS.c.job).where(SHARDS.c.id == batch.shard_id).scalar_subquery()
-            held = sa.select(LEASES.c.owner).where(LEASES.c.job == job, LEASES.c.until > now)
+            held = sa.select(LEASES.c.owner).where(LEASES.c.job == job, LEASES.c.until > now).with_for_update()
             if connection.execute(held).scalar() != owner:
                 raise LedgerError("this process lost its lease on the job (was the machine asleep?): run it again")
-            return _move(connection, batch, State.CREATING, {"creating_at": now})
+            return _move(connection, batch, State.CREATING, {"creating_at": now, "creates": batch.creates + 1})
 
     def split(self, shard: Shard, pieces: Sequence[NewShard]) -> None:
         """Plans smaller shards in place of one that has no open attempt.
@@ -280,8 +287,8 @@ class Ledger:
             connection.execute(sa.delete(LEARNED).where(at))
             connection.execute(sa.insert(LEARNED).values(provider=provider, model=model, tokens=tokens, at=now))
 
-    def hold(self, shard_id: int, until: float, reason: str) -> None:
-        """Holds a shard back until a time (Unix seconds), and says why."""
+    def hold(self, shard_id: int, until: float | None, reason: str) -> None:
+        """Holds a shard back until a time (Unix seconds) or until there is room; the last reason is kept for good."""
         with self._transaction() as connection:
             held = {"hold_until": until, "hold_reason": reason}
             connection.execute(sa.update(SHARDS).where(SHARDS.c.id == shard_id).values(**held))
@@ -294,7 +301,8 @@ class Ledger:
     def settle(self, batch: Batch, at: float, outcome: Mapping[str, Any], again: Iterable[NewShard], job: str) -> None:
         """Closes a collected attempt with its outcome (verdicts, usage), and plans the shards of what is sent again."""
         with self._transaction() as connection:
-            _move(connection, batch, State.COLLECTED, {"collected_at": at, **outcome})
+            ending = {"collected_at": at, "status": batch.status, **outcome}
+            _move(connection, batch, State.COLLECTED, ending)
             connection.execute(sa.update(SHARDS).where(SHARDS.c.id == batch.shard_id).values(settled=True))
             _insert_shards(connection, job, list(again))
 
@@ -333,6 +341,17 @@ class Ledger:
         """Closes the connections; the next call opens new ones."""
         self._engine.dispose()
         return self
+
+
+def _mend(said: str) -> str:
+    """What to do about a database's error."""
+    if re.search("locked|busy", said):
+        return "Another process holds it for long: run the job again when that has ended"
+    if re.search("full|disk I/O|readonly|unable to open", said):
+        return "Make room, or make it writable, and run the job again: it goes on where it was"
+    return (
+        "It is left as it is: restore it from a backup, or move it away together with the folder of runs to start anew"
+    )
 
 
 def ledger_exists(home: Path) -> bool:

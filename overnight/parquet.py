@@ -45,7 +45,10 @@ class TableWriter:
 @contextmanager
 def write_parquet(path: Path, schema: pa.Schema) -> Iterator[TableWriter]:
     """Opens a table for writing; it takes its place when the block ends well."""
-    with atomic_path(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
+    with (
+        atomic_path(path) as part,
+        pq.ParquetWriter(part, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
         table = TableWriter(writer)
         yield table
         table.flush()
@@ -59,10 +62,16 @@ def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
         LedgerError: it is damaged.
     """
     try:
-        with pq.ParquetFile(path, pre_buffer=False) as opened:
+        with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as opened:
             yield opened
     except (pa.ArrowException, OSError) as error:
-        raise LedgerError(f"{path} is damaged ({str(error).splitlines()[0]}): restore it from a backup") from None
+        raise LedgerError(f"{path} is damaged ({str(error).splitlines()[0]}): {_mend(path)}") from None
+
+
+def _mend(path: Path) -> str:
+    if path.parent.name == "results":
+        return f"move it away and run the job again; it is made anew from {path.parent.with_name('responses')}"
+    return "restore it from a backup, or run the job again where it is made anew by each run"
 
 
 def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:

@@ -8,7 +8,9 @@ batch, and lists without end where a server does not page. All of that is settle
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,16 +31,7 @@ from overnight.errors import (
     Unauthorized,
 )
 from overnight.profiles import Profile
-from overnight.replies import (
-    RemoteBatch,
-    RemoteFile,
-    all_before,
-    error_text,
-    refusal,
-    remote_batch,
-    remote_file,
-    unwrapped,
-)
+from overnight.replies import RemoteBatch, RemoteFile, all_before, error_text, refusal, remote_batch, remote_file
 
 MAX_LIST_PAGES = 50
 _PAGE = 100
@@ -148,8 +141,8 @@ class Provider:
             return {"data": page}
         return page if isinstance(page, dict) and isinstance(page.get("data"), list) else None
 
-    def upload(self, path: Path, name: str | None = None) -> str:
-        """Uploads a request file, streamed, under its own or another name; returns its file id. Costs nothing."""
+    def upload(self, path: Path, name: str | None = None) -> RemoteFile:
+        """Uploads a request file, streamed, under its own or another name. Costs nothing."""
         size = path.stat().st_size
         timeout = max(600.0, size / 1e6 * _UPLOAD_SECONDS_PER_MB)
         with self._translated("upload"), path.open("rb") as stream:
@@ -158,23 +151,31 @@ class Provider:
                 purpose=_as_purpose(self.profile.purpose),
                 timeout=timeout,
             )
-        fields = unwrapped(uploaded)
-        file_id = fields.get("id")
-        if not isinstance(file_id, str):
+        found = remote_file(uploaded)
+        if found is None:
             raise ProviderUnavailable(f"the upload of {path.name} was answered without a file id")
-        if isinstance(arrived := fields.get("bytes"), int) and arrived not in (0, size):
-            raise ProviderUnavailable(f"{path.name} has {size:,} bytes, {arrived:,} arrived")
-        return file_id
+        if found.bytes not in (None, 0, size):
+            raise ProviderUnavailable(f"{path.name} has {size:,} bytes, {found.bytes:,} arrived")
+        return found
 
-    def create(self, file_id: str, url: str, metadata: Mapping[str, str]) -> RemoteBatch:
-        """Creates a batch: the call that costs money. Sent exactly once.
+    def create(self, file_id: str, url: str, metadata: Mapping[str, str], until: float = math.inf) -> RemoteBatch:
+        """Creates a batch: the call that costs money. Sent at most once.
+
+        Args:
+            file_id: of the uploaded requests.
+            url: their endpoint.
+            metadata: by which the batch is found again.
+            until: Unix seconds after which the call is not sent any more: a process that was stopped in between does
+                not know what others did meanwhile.
 
         Raises:
-            ReplyLost: it may or may not have made a batch.
+            ReplyLost: it may or may not have made a batch, or came too late.
             QueueFull: the provider takes no more for now; no batch was made.
             ProviderError: it was refused; no batch was made.
         """
         once = self._client.with_options(max_retries=0, timeout=120)
+        if time.time() > until:
+            raise ReplyLost("the create call came too late to be sent")
         try:
             made = once.batches.create(
                 input_file_id=file_id,
@@ -249,7 +250,7 @@ class Provider:
         """Streams a file to `path`, whole or not at all; returns its bytes. An id may be a URL (SiliconFlow).
 
         Raises:
-            DownloadCut: it kept arriving with fewer bytes than announced.
+            DownloadCut: it kept arriving with fewer bytes than announced, or as a page.
         """
         for attempt in range(_DOWNLOAD_TRIES):
             try:
@@ -268,29 +269,28 @@ class Provider:
         with self._translated(call), unhurried.files.with_streaming_response.content(file_id) as reply:
             return receive(reply, file_id, path, lambda: self._size(file_id))
 
-    def _size(self, file_id: str) -> int | None:
-        """A file's size as the provider has it."""
+    def file(self, file_id: str) -> RemoteFile | None:
+        """Looks at a file; None where the provider does not tell."""
         try:
-            size = unwrapped(self._client.files.retrieve(file_id)).get("bytes")
-        except openai.OpenAIError:
+            return remote_file(self._client.files.retrieve(file_id))
+        except (openai.OpenAIError, httpx2.HTTPError):
             return None
-        return size if isinstance(size, int) and size > 0 else None
 
-    def find_file(self, name: str, size: int) -> str | None:
-        """The id of a batch input file of this name and size, such as one whose upload's reply was lost."""
+    def _size(self, file_id: str) -> int | None:
+        return (found.bytes or None) if (found := self.file(file_id)) else None
+
+    def files(self) -> list[RemoteFile]:
+        """The batch input files of the account; empty where the provider does not list them."""
         query = {"purpose": self.profile.purpose, "limit": 1000}
         try:
             page: Any = self._client.get("/files", cast_to=object, options={"params": query})
         except (openai.OpenAIError, httpx2.HTTPError):
-            return None  # a second upload costs nothing
-        files = page.get("data") if isinstance(page, dict) else None
-        for file in files if isinstance(files, list) else ():
-            if isinstance(file, dict) and (file.get("filename"), file.get("bytes")) == (name, size):
-                return str(file.get("id"))
-        return None
+            return []
+        listed = page.get("data") if isinstance(page, dict) else page
+        return [file for file in map(remote_file, listed if isinstance(listed, list) else ()) if file is not None]
 
-    def files(self) -> Iterator[RemoteFile]:
-        """The files of the account, as far as they are listed.
+    def all_files(self) -> Iterator[RemoteFile]:
+        """All files of the account, of any purpose, page by page.
 
         Raises:
             ProviderUnavailable: a page cannot be read.

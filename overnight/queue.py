@@ -29,8 +29,16 @@ class Budget(NamedTuple):
     """Estimated tokens in it now, of all jobs."""
 
 
-def submittable(shards: Sequence[Shard], job: Job, now: float, budgets: Mapping[str, Budget]) -> list[Shard]:
-    """The shards to submit now, within the job's limits, oldest first.
+class Wave(NamedTuple):
+    """What goes out now, and what does not."""
+
+    go: list[Shard]
+    held: dict[int, str]
+    """By shard id: why it waits."""
+
+
+def wave(shards: Sequence[Shard], job: Job, now: float, budgets: Mapping[str, Budget]) -> Wave:
+    """Sorts the shards that wait: those to submit now, oldest first, and those held back within the job's limits.
 
     Attempts that were begun come first: they may have a batch at the provider already. A shard is held back while
     open batches and enqueued tokens leave no room; one that is alone always goes. Where a limit exists that is not
@@ -47,20 +55,33 @@ def submittable(shards: Sequence[Shard], job: Job, now: float, budgets: Mapping[
     room = job.limits.max_open_batches - len(at_provider)
     enqueued = {model: budget.enqueued for model, budget in budgets.items()}
     unproven = {shard.model for shard in at_provider if _unproven(shard)}
-    held = {shard.model for shard in waiting if _held(shard, now) and shard.open_batch is None}
-    chosen = [shard for shard in waiting if _begun(shard) and not _held(shard, now)]
-    unproven |= {shard.model for shard in chosen}
+    held = {s.model: s.hold_reason for s in waiting if _held(s, now) and s.open_batch is None}
+    found = Wave([shard for shard in waiting if _begun(shard) and not _held(shard, now)], {})
+    unproven |= {shard.model for shard in found.go}
     for shard in waiting:
         limit = budgets[shard.model].limit
-        full = limit is not None and enqueued[shard.model] > 0 and enqueued[shard.model] + shard.tokens > limit
         probing = job.profile.probes_queue and job.profile.max_enqueued_tokens is None and shard.model in unproven
-        if shard.open_batch is not None or shard.model in held or full or probing or room <= 0:
+        if shard.open_batch is not None:
             continue
-        chosen.append(shard)
-        room -= 1
-        enqueued[shard.model] += shard.tokens
-        unproven.add(shard.model)
-    return chosen
+        if shard.model in held:
+            found.held[shard.id] = held[shard.model] or "the queue is full"
+        elif limit is not None and 0 < enqueued[shard.model] > limit - shard.tokens:
+            found.held[shard.id] = f"it would not fit: the queue of {shard.model} takes {limit:,} tokens"
+        elif probing:
+            found.held[shard.id] = f"the limit of {shard.model} is not known: one batch at a time is tried"
+        elif room <= 0:
+            found.held[shard.id] = f"limits.max_open_batches: {job.limits.max_open_batches} are open"
+        else:
+            found.go.append(shard)
+            room -= 1
+            enqueued[shard.model] += shard.tokens
+            unproven.add(shard.model)
+    return found
+
+
+def submittable(shards: Sequence[Shard], job: Job, now: float, budgets: Mapping[str, Budget]) -> list[Shard]:
+    """The shards to submit now, as `wave` sorts them."""
+    return wave(shards, job, now, budgets).go
 
 
 def too_large(shards: Sequence[Shard], budgets: Mapping[str, Budget]) -> list[Shard]:
@@ -134,3 +155,9 @@ def next_release(shards: Sequence[Shard], now: float) -> float | None:
     """Seconds until the first held shard may be tried again; None where none is held."""
     times = [shard.hold_until - now for shard in shards if not shard.settled and shard.hold_until and _held(shard, now)]
     return min(times, default=None)
+
+
+def never_fits(message: str, shard: Shard) -> bool:
+    """Whether a refusal says that a shard, which cannot be cut, is larger than the whole queue."""
+    named = named_limit(message)
+    return shard.requests == 1 and named is not None and shard.tokens > named

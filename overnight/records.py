@@ -64,6 +64,8 @@ class Batch:
     started_at: float
     creating_at: float | None = None
     """When the last create call was about to be made."""
+    creates: int = 0
+    """How many create calls were about to be made: more than one where a lost one was given up."""
     file_id: str | None = None
     batch_id: str | None = None
     status: str | None = None
@@ -99,6 +101,7 @@ class Shard(NewShard):
     settled: bool
     hold_until: float | None
     hold_reason: str | None
+    """Why it was held back last; kept when it is sent."""
     batches: tuple[Batch, ...] = ()
 
     @property

@@ -13,6 +13,7 @@ from overnight.wire import status_word
 _QUEUE_FULL = re.compile(
     r"token_limit_exceeded|enqueued token|queue.{0,20}full|too many batches|batches in progress", re.IGNORECASE
 )
+_NO_FILE_YET = re.compile(r"cannot find file|file\b.{0,80}\bnot (yet )?(been )?processed", re.IGNORECASE | re.DOTALL)
 _FATAL = re.compile(r"quota|billing|permission|api_key|unauthorized|account", re.IGNORECASE)
 
 
@@ -49,12 +50,17 @@ class RemoteBatch:
     @property
     def file_missing(self) -> bool:
         """It failed because its input file is not there yet; seen right after uploads (openai-dotnet#312)."""
-        return self.status == "failed" and any("cannot find file" in e.message.lower() for e in self.errors)
+        return self.status == "failed" and any(_NO_FILE_YET.search(e.message) for e in self.errors)
 
     @property
     def fatal(self) -> bool:
         """It failed because of the account: every other batch would too."""
         return self.status == "failed" and any(_FATAL.search(e.code) for e in self.errors)
+
+    @property
+    def may_hold_answers(self) -> bool:
+        """It names an output file or has counted answers: its files are read before it is judged."""
+        return bool(self.output_file_id or self.done)
 
     @property
     def error_text(self) -> str | None:
@@ -63,35 +69,23 @@ class RemoteBatch:
         return "; ".join(said) or None
 
 
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file at the provider; what it does not say is None."""
+_NOT_READY = frozenset({"pending", "running", "notrunning", "processing"})
+
+
+class RemoteFile(NamedTuple):
+    """A file as the provider describes it; what it does not say is None."""
 
     id: str
-    name: str
+    name: str | None
     bytes: int | None
-    created_at: float | None
-    purpose: str | None
-
-
-def remote_file(reply: Any) -> RemoteFile | None:
-    """A reply as a file; None where it is not one."""
-    fields = unwrapped(reply)
-    if not isinstance(fields.get("id"), str):
-        return None
-    created = fields.get("created_at")
-    return RemoteFile(
-        id=fields["id"],
-        name=str(fields.get("filename") or ""),
-        bytes=_whole(fields.get("bytes")),
-        created_at=float(created) if isinstance(created, int | float) else None,
-        purpose=fields.get("purpose"),
-    )
+    ready: bool
+    """False while the provider says that it is still looking at it (Azure)."""
+    created_at: float | None = None
 
 
 def unwrapped(reply: Any) -> dict[str, Any]:
     """The object of a reply as a dict: bare, or in an envelope under `data` (SiliconFlow) or `job` (Together)."""
-    fields = reply if isinstance(reply, dict) else reply.to_dict() if hasattr(reply, "to_dict") else {}
+    fields = reply if isinstance(reply, dict) else reply.to_dict(warnings=False) if hasattr(reply, "to_dict") else {}
     for envelope in ("data", "job"):
         if fields.get("id") is None and isinstance(fields.get(envelope), dict):
             fields = fields[envelope]
@@ -120,6 +114,17 @@ def remote_batch(reply: Any) -> RemoteBatch | None:
         errors=tuple(_errors(fields.get("errors"))),
         metadata={str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else None,
     )
+
+
+def remote_file(reply: Any) -> RemoteFile | None:
+    """A reply as a file; None where it is not one."""
+    fields = unwrapped(reply)
+    if not isinstance(fields.get("id"), str):
+        return None
+    ready = str(fields.get("status")).lower() not in _NOT_READY
+    created = fields.get("created_at")
+    made = float(created) if isinstance(created, int | float) else None
+    return RemoteFile(fields["id"], fields.get("filename"), _whole(fields.get("bytes")), ready, made)
 
 
 def _whole(value: Any) -> int | None:
@@ -160,7 +165,7 @@ def refusal(status: int, said: str, call: str, address: str) -> OvernightError:
         return ProviderError(f"{message}; the account cannot pay")
     if _QUEUE_FULL.search(said):
         return QueueFull(message)
-    if "cannot find file" in said.lower():
+    if _NO_FILE_YET.search(said):
         return ProviderUnavailable(message)
     if status in (404, 405):
         return NotFound(message)

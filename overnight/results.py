@@ -11,11 +11,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from overnight.answers import Answer
+from overnight.errors import LedgerError
 from overnight.ids import Hashes, Mask, id_hashes
 from overnight.parquet import open_parquet, read_batches
 from overnight.records import Batch, Shard
+from overnight.states import State
 from overnight.verdicts import SETTLED, VERDICTS
 
 _CACHE_BYTES = 16 << 20
@@ -47,22 +50,49 @@ def result_schema(answer: Answer) -> pa.Schema:
 
 
 def part_name(shard: Shard, batch: Batch) -> str:
-    """The name of a batch's result part: it starts with round and shard number."""
+    """The file of an attempt's results; the names sort as the attempts were made."""
     return f"{shard.round:04d}-{shard.number:04d}-{batch.id:06d}.parquet"
 
 
-def result_parts(folder: Path) -> list[Path]:
-    """All result parts of a job, oldest first: their names start with round and shard number."""
-    return sorted(folder.glob("*.parquet"))
+def missing_parts(folder: Path, shards: Sequence[Shard]) -> list[tuple[Shard, Batch]]:
+    """Attempts that the ledger knows as collected, whose results are not there."""
+    collected = [(shard, b) for shard in shards for b in shard.batches if b.state is State.COLLECTED]
+    return [(shard, batch) for shard, batch in collected if not (folder / part_name(shard, batch)).exists()]
 
 
-def settled_ids(parts: Sequence[Path]) -> list[Hashes]:
-    """Hashes of the requests that need not be sent again."""
+def result_parts(folder: Path, shards: Sequence[Shard]) -> list[Path]:
+    """All result parts of a job, oldest first.
+
+    Raises:
+        LedgerError: there are fewer, or others, than the ledger knows: requests would be paid for twice.
+    """
+    if missing := missing_parts(folder, shards):
+        names = ", ".join(part_name(*one) for one in missing[:5])
+        raise LedgerError(f"{folder} lacks {names}, which was collected: run the job, it is made anew from responses/")
+    parts = sorted(folder.glob("*.parquet"))
+    known = {part_name(shard, batch) for shard in shards for batch in shard.batches}
+    if strange := [part.name for part in parts if part.name not in known]:
+        raise LedgerError(
+            f"{folder} has {', '.join(strange[:5])}, which the ledger does not know: it is older than the results, or "
+            "another one. Restore the ledger that belongs to them"
+        )
+    return parts
+
+
+def settled_ids(parts: Sequence[Path], *, resubmit_lost: bool) -> list[Hashes]:
+    """Hashes of the requests that need not, or may not, be sent again.
+
+    Args:
+        parts: of a job.
+        resubmit_lost: whether requests of a lost batch may be: they may have been paid.
+    """
     kept = pa.array(sorted(SETTLED))
     found: list[Hashes] = []
     for part in parts:
-        for batch in read_batches(part, ["custom_id", "verdict"]):
-            settled = batch.filter(pa.compute.is_in(batch["verdict"], value_set=kept))
+        for batch in read_batches(part, ["custom_id", "verdict", "error_code"]):
+            held = pc.fill_null(pc.equal(batch["error_code"], "batch_lost"), False)
+            final = pc.is_in(batch["verdict"], value_set=kept)
+            settled = batch.filter(final if resubmit_lost else pc.or_(final, held))
             if settled.num_rows:
                 found.append(id_hashes(settled["custom_id"].to_pylist()))
     return found

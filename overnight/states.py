@@ -6,11 +6,12 @@
         │               │                  │  ↑          ↑ │
         │               │                  │  └─ none ─┐ │ └ found
         │               │                  └────→ unknown┴─┘
-        └───────────────┴──────────────────┴───────────── turned away ──→ refused  (from submitted too)
+        └───────────────┴──────────────────┴───────────── turned away ──→ refused  (from submitted and ended too)
 
 `creating` is written before the paid call, so an attempt found in it (or in `unknown`) may have a batch at the
 provider: nothing is created again before a complete listing shows that there is none. `refused` ends an attempt that
-the provider turned away as a whole, at the create call or later (a full queue): its shard is planned again.
+the provider turned away as a whole, at the create call or later (a full queue): its shard is planned again. One step
+is not drawn: an attempt that can never be taken, one request above the queue's limit, goes from `creating` to `ended`.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ class State(StrEnum):
 STEPS: dict[State, frozenset[State]] = {
     State.UPLOADING: frozenset({State.UPLOADED, State.REFUSED}),
     State.UPLOADED: frozenset({State.CREATING, State.REFUSED}),
-    State.CREATING: frozenset({State.SUBMITTED, State.UNKNOWN, State.REFUSED}),
+    State.CREATING: frozenset({State.SUBMITTED, State.UNKNOWN, State.REFUSED, State.ENDED}),
     State.UNKNOWN: frozenset({State.SUBMITTED, State.CREATING, State.REFUSED}),
     State.SUBMITTED: frozenset({State.ENDED, State.REFUSED}),
-    State.ENDED: frozenset({State.COLLECTED}),
+    State.ENDED: frozenset({State.COLLECTED, State.REFUSED}),
     State.COLLECTED: frozenset(),
     State.REFUSED: frozenset(),
 }

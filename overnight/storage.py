@@ -51,7 +51,7 @@ def sorted_out(files: Iterable[RemoteFile], known: Mapping[str, tuple[str, Use]]
     """
     found = []
     for file in files:
-        unknown: tuple[None, Use] = (None, "orphan" if file.name.startswith(OUR_PREFIX) else "foreign")
+        unknown: tuple[None, Use] = (None, "orphan" if (file.name or "").startswith(OUR_PREFIX) else "foreign")
         job, use = known.get(file.id, unknown)
         found.append(Stored(file, "open" if file.id in in_use and use != "foreign" else use, job))
     return found

@@ -28,7 +28,7 @@ STATUS_WORDS = {
 
 def status_word(word: Any) -> str:
     """A status in OpenAI's words; one that nobody knows passes through in lower case, and is not terminal."""
-    lowered = str(word or "unknown").lower()
+    lowered = str(word or "unknown").lower().removeprefix("job_state_")
     return STATUS_WORDS.get(lowered, lowered)
 
 

@@ -18,6 +18,7 @@ from overnight.budget import check_budget
 from overnight.canary import last_canary
 from overnight.dataset import Rows
 from overnight.errors import DatasetError, HomeError, InvalidRequests, JobError, LedgerError, NoBatchApi, Problem
+from overnight.files import disk_errors
 from overnight.home import JobFolder
 from overnight.ids import IdSet, Mask, id_hashes
 from overnight.job import Job, Raw
@@ -31,6 +32,7 @@ from overnight.run import Build, Run
 from overnight.shards import Kind, ShardWriter
 from overnight.tables import ROWS, joined_schema
 from overnight.wire import custom_ids
+from tasks.parse import restore_parts
 
 _MOST_PROBLEMS = 1000
 
@@ -79,9 +81,10 @@ def check_columns(schema: pa.Schema, batch: pa.RecordBatch) -> None:
 def known_requests(job: Job, folder: JobFolder, ledger: Ledger, superseded: set[int]) -> IdSet:
     """The requests that are not to be sent: answered for good, or in a shard that is not settled."""
     known = IdSet()
-    for hashes in settled_ids(result_parts(folder.results)):
+    shards = ledger.shards(job.name)
+    for hashes in settled_ids(result_parts(folder.results, shards), resubmit_lost=job.limits.resubmit_lost):
         known.add(hashes)
-    for shard in ledger.shards(job.name):
+    for shard in shards:
         if not shard.settled and shard.id not in superseded:
             known.add_all(custom_ids(request_file(folder, shard)))
     return known
@@ -294,12 +297,14 @@ def build_into(staging: Path, run: Run) -> Build:
 
 def stage(run: Run) -> Build:
     """Builds into the job's staging folder; on an error nothing of it stays."""
+    restore_parts(run)
     staging = run.folder.staging
     shutil.rmtree(staging, ignore_errors=True)
     fresh = not run.folder.path.exists()
     try:
-        staging.mkdir(parents=True)
-        return build_into(staging, run)
+        with disk_errors(staging):
+            staging.mkdir(parents=True)
+            return build_into(staging, run)
     except BaseException:
         shutil.rmtree(run.folder.path if fresh else staging, ignore_errors=True)
         raise

@@ -8,10 +8,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from overnight.errors import NotFound, ProviderError, Transient
+from overnight.queue import submitted_batches
 from overnight.run import Run
 from overnight.states import State
 from tasks.connect import provider_of
-from tasks.submit import submit_one
+from tasks.submit import submit
 
 REASON = "the job was cancelled"
 logger = logging.getLogger("overnight.cancel")
@@ -29,14 +30,13 @@ def cancel_batches(run: Run, owner: str) -> int:
     """
     ledger, asked = run.ledger, 0
     ledger.stop(run.job.name, REASON)
-    for shard in ledger.shards(run.job.name):
-        if shard.open_batch is not None and shard.open_batch.state in (State.CREATING, State.UNKNOWN):
-            submit_one(run, shard, owner)
-    open_ones = [b for s in ledger.shards(run.job.name) if (b := s.open_batch) and b.state is State.SUBMITTED]
-    if not open_ones:
+    if all(shard.settled for shard in ledger.shards(run.job.name)):
         return 0
     with provider_of(run) as provider:
-        for batch in open_ones:
+        for shard in ledger.shards(run.job.name):
+            if shard.open_batch is not None and shard.open_batch.state in (State.CREATING, State.UNKNOWN):
+                submit(run, provider, shard, owner)
+        for batch in submitted_batches(ledger.shards(run.job.name)):
             if batch.status == "cancelling" or batch.batch_id is None:
                 continue
             try:

@@ -13,6 +13,7 @@ from overnight.provider import Provider
 from overnight.records import Batch, Shard
 from overnight.run import Run
 from tasks.connect import provider_of
+from tasks.submit import file_name
 
 logger = logging.getLogger("overnight.clean")
 
@@ -34,9 +35,12 @@ def files_of(batch: Batch) -> Iterator[str]:
 def clean(run: Run, provider: Provider) -> int:
     """Deletes files; returns of how many attempts. What cannot be deleted is tried again by the next run."""
     cleaned = 0
-    for batch in cleanable(run.ledger.shards(run.job.name)):
+    batches = cleanable(run.ledger.shards(run.job.name))
+    uploads = provider.files() if batches else []
+    for batch in batches:
+        again = [file.id for file in uploads if file.name == file_name(batch)]  # uploads whose reply was lost
         try:
-            for file_id in files_of(batch):
+            for file_id in {*files_of(batch), *again}:
                 provider.delete(file_id)
         except (Transient, ProviderError) as error:
             logger.warning("files of batch %s stay at the provider: %s", batch.batch_id, error)

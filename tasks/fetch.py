@@ -10,7 +10,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.errors import NotFound, OvernightError
+from overnight.errors import LedgerError, NotFound, OvernightError
 from overnight.provider import Provider
 from overnight.records import Batch
 from overnight.run import Run
@@ -27,6 +27,11 @@ class Fetched:
     batch: Batch
     output: Path | None
     error: Path | None
+
+    @property
+    def lines(self) -> bool:
+        """Whether there is any line in them."""
+        return any(path is not None and path.stat().st_size > 0 for path in (self.output, self.error))
 
 
 def response_path(folder: Path, batch_id: str, kind: str) -> Path:
@@ -51,6 +56,19 @@ def fetch(provider: Provider, folder: Path, batch: Batch) -> Fetched:
                 continue  # some providers name an error file that they never make
         paths[kind] = path
     return Fetched(batch, paths["output"], paths["error"])
+
+
+def fetched_before(folder: Path, batch: Batch) -> Fetched:
+    """The files of a batch that was collected.
+
+    Raises:
+        LedgerError: one is gone.
+    """
+    paths = [response_path(folder, batch.batch_id or str(batch.id), kind) for kind in ("output", "error")]
+    if batch.output_file_id and batch.status != "lost" and not paths[0].exists():
+        raise LedgerError(f"{paths[0]} is missing, and so are the results that were read from it: restore one of them")
+    output, error = (path if path.exists() else None for path in paths)
+    return Fetched(batch, output, error)
 
 
 @task(

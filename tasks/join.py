@@ -203,7 +203,7 @@ def join(run: Run) -> Tally:
     """
     rows, answer, job = check_rows(run), answer_of(run.job), run.job
     record = run.ledger.job(job.name)
-    parts = result_parts(run.folder.results)
+    parts = result_parts(run.folder.results, run.ledger.shards(job.name))
     wanted = pa.schema([field for field in result_schema(answer) if field.name != "raw"])
     stopped = record.stopped if record else None
     joiner = Joiner(ResultIndex(parts), ResultReader(parts, wanted), answer, job_rates(job), stopped)

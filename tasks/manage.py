@@ -127,7 +127,7 @@ def clean_account(choice: ProviderChoice, home: Path, older_than_hours: float, *
     """Deletes our files that nobody needs; only tells of them where `dry_run`."""
     with open_provider(choice, home) as provider:
         in_use = {b.input_file_id for b in provider.batches() if b.status not in TERMINAL and b.input_file_id}
-        stored = sorted_out(provider.files(), known_files(all_shards(home)), in_use)
+        stored = sorted_out(provider.all_files(), known_files(all_shards(home)), in_use)
         unneeded = deletable(stored, time.time() - older_than_hours * 3600)
         deleted = 0
         for one in [] if dry_run else unneeded:

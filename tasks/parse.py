@@ -15,18 +15,20 @@ import pyarrow.compute as pc
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.again import send_again, write_again
+from overnight.again import send_again, whole_file, write_again
 from overnight.answers import Answer
-from overnight.errors import OvernightError, Unreconciled
+from overnight.errors import LedgerError, OvernightError, Unreconciled
 from overnight.parquet import TableWriter, write_parquet
 from overnight.prompt import answer_of
 from overnight.records import Batch
-from overnight.results import part_name, result_schema
+from overnight.replies import RemoteBatch, RemoteError
+from overnight.results import missing_parts, part_name, result_schema
 from overnight.run import Run
 from overnight.verdicts import VERDICTS, Reply, Verdict, failure_verdict
 from overnight.wire import ResultLine, custom_ids, read_result
-from tasks.fetch import Fetched
+from tasks.fetch import Fetched, fetched_before
 from tasks.span import span_name
+from tasks.submit import refused_whole
 
 USAGE = ("input_tokens", "output_tokens", "cached_tokens")
 _FLUSH_ROWS = 2048
@@ -170,7 +172,7 @@ def absent_reply(batch: Batch, ids: list[str]) -> Callable[[str], Reply]:
         code = f"batch_{batch.status}"
         return lambda _id: Reply("expired", error_code=code, error_message=f"the batch ended {batch.status}")
     if batch.status == "lost":
-        message = "the provider does not know the batch any more"
+        message = "the provider lost the batch: it knows it no more, its files are gone, or it never ended"
         return lambda _id: Reply("missing", error_code="batch_lost", error_message=message)
     if batch.status != "failed":
         return lambda _id: Reply(
@@ -189,6 +191,12 @@ def absent_reply(batch: Batch, ids: list[str]) -> Callable[[str], Reply]:
     return judge
 
 
+def failed_batch(batch: Batch) -> RemoteBatch:
+    """What the ledger kept of how a batch ended, as the provider said it."""
+    errors = tuple(RemoteError(*error) for error in batch.errors or ())
+    return RemoteBatch(batch.batch_id or "", batch.status or "", errors=errors)
+
+
 def parse(fetched: Fetched, request_file: Path, part: Path, answer: Answer) -> Parsed:
     """Reads a batch's files into a result part, with one row for every request of its shard."""
     schema = result_schema(answer)
@@ -202,12 +210,33 @@ def parse(fetched: Fetched, request_file: Path, part: Path, answer: Answer) -> P
         return reconciler.finish(absent_reply(fetched.batch, ids))
 
 
+def restore_parts(run: Run) -> None:
+    """Makes result parts anew that are gone, from what the provider sent back.
+
+    Raises:
+        LedgerError: that is gone too, or comes to other verdicts than it did.
+    """
+    folder = run.folder
+    for shard, batch in missing_parts(folder.results, run.ledger.shards(run.job.name)):
+        fetched, part = fetched_before(folder.responses, batch), folder.results / part_name(shard, batch)
+        parsed = parse(fetched, whole_file(folder, shard, run.job.profile), part, answer_of(run.job))
+        if parsed.counts != batch.verdicts:
+            part.unlink()
+            raise LedgerError(
+                f"{part} is missing, and {folder.responses} gives other verdicts ({parsed.counts}) than were collected "
+                f"({batch.verdicts}): restore both from a backup"
+            )
+        logger.warning("%s was missing: made anew from responses/", part.name)
+
+
 def parse_one(run: Run, fetched: Fetched) -> dict[str, int]:
     """Settles an ended batch; returns its requests by verdict."""
     batch, limits = fetched.batch, run.job.limits
     shard = run.ledger.shard(batch.shard_id)
+    if not fetched.lines and refused_whole(run, batch, failed_batch(batch)):
+        return {}
     part = run.folder.results / part_name(shard, batch)
-    parsed = parse(fetched, run.folder.requests / shard.file_name, part, answer_of(run.job))
+    parsed = parse(fetched, whole_file(run.folder, shard, run.job.profile), part, answer_of(run.job))
     if parsed.unreadable or parsed.duplicates or parsed.foreign:
         logger.warning("batch %s: %d unreadable lines, %d duplicates, %d of unknown requests",
                        batch.batch_id, parsed.unreadable, parsed.duplicates, parsed.foreign)  # fmt: skip

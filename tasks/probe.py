@@ -95,8 +95,7 @@ class Prober:
         with tempfile.TemporaryDirectory(prefix="overnight-doctor-") as folder:
             path = Path(folder) / self._name
             path.write_bytes(msgspec.json.encode(line) + b"\n")
-            self._size = path.stat().st_size
-            self._file_id = self._provider.upload(path, self._name)
+            self._file_id = self._provider.upload(path, self._name).id
         return f"purpose {self._provider.profile.purpose}, file {self._file_id}"
 
     @property
@@ -104,7 +103,7 @@ class Prober:
         return f"overnight-doctor-{self._token}.jsonl"
 
     def _find_file(self) -> str:
-        if self._provider.find_file(self._name, self._size) is None:
+        if all(file.name != self._name for file in self._provider.files()):
             raise OvernightError("not among the listed files: an upload whose reply is lost is made again")
         return "an upload whose reply is lost is found again"
 

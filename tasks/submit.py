@@ -5,44 +5,51 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from pathlib import Path
+from itertools import groupby
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.again import cut_shard
+from overnight.again import cut_shard, whole_file
 from overnight.errors import LedgerError, ProviderError, QueueFull, ReplyLost, SubmissionUnknown, Transient
 from overnight.provider import Provider
-from overnight.queue import FULL_QUEUE_POLLS, learned_limit, too_large
+from overnight.queue import FULL_QUEUE_POLLS, learned_limit, never_fits, too_large
 from overnight.records import Batch, Shard
 from overnight.release import releasable
 from overnight.replies import RemoteBatch
 from overnight.run import Run
-from overnight.shards import file_key
 from overnight.states import AT_PROVIDER, State
+from overnight.summary import counted_of
+from overnight.wire import TERMINAL
 from tasks.connect import provider_of
 from tasks.span import span_name
 
 _FILE_TRIES = 4
+_FILE_SECONDS = 600
+"""How long a file is waited for that the provider is still looking at."""
+_SEND_SECONDS = 30
+"""How long after its intent was written a create call may still be sent."""
+_MOST_REFUSALS = 6
 logger = logging.getLogger("overnight.submit")
 
 
-def find_batch(batch: Batch, listed: Iterable[RemoteBatch], known: set[str]) -> RemoteBatch | None:
-    """The batch at the provider that a lost create call made: by our metadata, else by its input file.
+def batches_of(batch: Batch, listed: Iterable[RemoteBatch], known: set[str]) -> list[RemoteBatch]:
+    """The batches at the provider that an attempt's create calls made: by our metadata, else by its input file.
 
     Args:
-        batch: the attempt whose reply was lost.
-        listed: a complete listing.
+        batch: the attempt.
+        listed: a complete listing, newest first.
         known: batch ids that belong to other attempts: a file may have been sent before.
+
+    Returns:
+        Oldest first, those that failed last. More than one only where a lost call was given up too early.
     """
-    by_file = None
-    for remote in listed:
-        token = (remote.metadata or {}).get("overnight_attempt")
-        if token == batch.token:
-            return remote
-        if token is None and remote.input_file_id == batch.file_id and remote.id not in known:
-            by_file = remote
-    return by_file
+    remotes = [remote for remote in listed if remote.id not in known][::-1]
+    by_token = [remote for remote in remotes if (remote.metadata or {}).get("overnight_attempt") == batch.token]
+    by_file = [
+        r for r in remotes if not (r.metadata or {}).get("overnight_attempt") and r.input_file_id == batch.file_id
+    ]
+    return sorted(by_token or by_file, key=lambda remote: remote.status == "failed")
 
 
 def usable_file(shard: Shard) -> str | None:
@@ -53,22 +60,51 @@ def usable_file(shard: Shard) -> str | None:
     return file_id if sum(batch.file_id == file_id for batch in refused) < _FILE_TRIES else None
 
 
+def file_name(batch: Batch) -> str:
+    """An attempt's input file at the provider: no other attempt, of whatever job, has the name."""
+    return f"overnight-{batch.token}.jsonl"
+
+
 def turned_away(run: Run, batch: Batch, message: str) -> None:
-    """A full queue: learns what it takes, and holds the shard back."""
-    ledger, shard = run.ledger, run.ledger.shard(batch.shard_id)
+    """A full queue: learns what it takes, and holds the shard back; one request above all of it fails."""
+    ledger, shard, now = run.ledger, run.ledger.shard(batch.shard_id), time.time()
+    if never_fits(message, shard):
+        said = f"the request has about {shard.tokens:,} tokens, more than the provider's queue takes: {message}"
+        logger.warning("shard %s: %s", shard.file_name, said)
+        ledger.end(batch, status="failed", ended_at=now, errors=[["too_large", said, 1]])
+        return
     others = ledger.enqueued(shard.provider, shard.model) - shard.tokens * (batch.state in AT_PROVIDER)
     limit = learned_limit(message, shard, others)
     if limit is not None:
-        ledger.learn_limit(shard.provider, shard.model, limit, time.time())
-    pause = (
-        run.job.profile.poll_seconds * FULL_QUEUE_POLLS if limit is None or others else 0.0
-    )  # alone, it is cut and sent again at once
+        ledger.learn_limit(shard.provider, shard.model, limit, now)
+    alone = limit is not None and not others and shard.requests > 1  # it is cut and sent again at once
+    pause = 0.0 if alone else run.job.profile.poll_seconds * FULL_QUEUE_POLLS
     logger.warning("shard %s: the queue is full, it waits: %s", shard.file_name, message)
-    ledger.refuse(batch, time.time(), time.time() + pause, message)
+    ledger.refuse(batch, now, now + pause, message)
+
+
+def refused_whole(run: Run, batch: Batch, remote: RemoteBatch) -> bool:
+    """Closes a batch that failed before it answered anything; False: its requests are to be judged one by one.
+
+    Raises:
+        ProviderError: it failed for a reason that every other batch would.
+    """
+    ledger, now, text = run.ledger, time.time(), remote.error_text or "the batch failed"
+    if remote.queue_full:
+        turned_away(run, batch, text)
+        return True
+    if remote.fatal:
+        ledger.refuse(batch, now, now, text)
+        raise ProviderError(f"batch {remote.id} was refused: {text}")
+    refusals = sum(other.state is State.REFUSED for other in ledger.shard(batch.shard_id).batches)
+    if remote.file_missing and refusals < _MOST_REFUSALS:
+        ledger.refuse(batch, now, now + run.job.profile.poll_seconds, text)
+        return True
+    return False
 
 
 def release(run: Run, now: float) -> list[Shard]:
-    """The shards to submit now; those that no queue takes are cut first.
+    """The shards to submit now; those that no queue takes are cut first, and those held back are told why.
 
     A job whose canary failed, or whose budget leaves no room for anything more, is stopped.
     """
@@ -80,11 +116,21 @@ def release(run: Run, now: float) -> list[Shard]:
         logger.info("shard %s is cut to %d: the queue takes %s tokens", shard.file_name, len(pieces), limit)
     shards = ledger.shards(run.job.name)
     decided = releasable(shards, run.job, now, run.budgets(shards))
-    if decided.held:
-        logger.warning("%s: %s", run.job.name, decided.held)
-    if decided.held and decided.final:
-        ledger.stop(run.job.name, decided.held)
+    if decided.stop:
+        logger.warning("%s is stopped: %s", run.job.name, decided.stop)
+        ledger.stop(run.job.name, decided.stop)
+        return decided.shards
+    _tell(run, [(s, why) for s in shards if (why := decided.held.get(s.id)) and why != s.hold_reason])
     return decided.shards
+
+
+def _tell(run: Run, held: list[tuple[Shard, str]]) -> None:
+    """Notes why shards are held back, and logs each reason once."""
+    for why, group in groupby(held, key=lambda one: one[1]):
+        shards = [shard for shard, _ in group]
+        logger.info("%d shards from %s on wait: %s", len(shards), shards[0].file_name, why)
+        for shard in shards:
+            run.ledger.hold(shard.id, shard.hold_until, why)
 
 
 class Submission:
@@ -109,31 +155,38 @@ class Submission:
         if batch.state is State.UNKNOWN:
             return self._resolve(batch, shard)
         if batch.state is State.UPLOADING:
-            file_id = self._upload(shard, look=resumed)
-            batch = ledger.move(batch, State.UPLOADED, file_id=file_id)
+            batch = self._upload(batch, shard, look=resumed)
+        elif resumed:
+            self._wait_for_file(batch, (found := self._provider.file(batch.file_id or "")) is None or found.ready)
         return self._create(batch, shard)
 
-    def _upload(self, shard: Shard, *, look: bool) -> str:
-        """Uploads a shard's file, unless a process that died has: its name there is its key."""
-        path, name = self._whole_file(shard), f"overnight-{shard.key}.jsonl"
-        found = self._provider.find_file(name, shard.bytes) if look else None
-        return found or self._provider.upload(path, name)
+    def _upload(self, batch: Batch, shard: Shard, *, look: bool) -> Batch:
+        """Uploads a shard's file, unless a process that died has: its name there tells."""
+        path, name = whole_file(self._run.folder, shard, self._run.job.profile), file_name(batch)
+        there = (
+            [file for file in self._provider.files() if (file.name, file.bytes) == (name, shard.bytes)] if look else []
+        )
+        file = there[0] if there else self._provider.upload(path, name)
+        batch = self._run.ledger.move(batch, State.UPLOADED, file_id=file.id)
+        self._wait_for_file(batch, file.ready)
+        return batch
 
-    def _whole_file(self, shard: Shard) -> Path:
-        """The request file, as it was planned: its key is a hash of its bytes."""
-        path = self._run.folder.requests / shard.file_name
-        if not path.exists() or file_key(path, shard.url, self._run.job.profile) != shard.key:
-            raise LedgerError(
-                f"{path} is missing or not as it was planned: restore it from a backup. Nothing of it was sent"
-            )
-        return path
+    def _wait_for_file(self, batch: Batch, ready: bool) -> None:
+        """Holds an attempt back whose file the provider is still looking at (Azure), for a while.
+
+        Raises:
+            Transient: the file is not ready.
+        """
+        if not ready and time.time() < batch.started_at + _FILE_SECONDS:
+            raise Transient(f"the provider is still processing the file {batch.file_id}")
 
     def _create(self, batch: Batch, shard: Shard) -> Batch:
         ledger = self._run.ledger
         batch = ledger.begin_create(batch, self._owner, time.time())
         metadata = {"overnight_job": shard.job, "overnight_shard": shard.key, "overnight_attempt": batch.token}
+        until = (batch.creating_at or 0) + _SEND_SECONDS
         try:
-            remote = self._provider.create(batch.file_id or "", shard.url, metadata)
+            remote = self._provider.create(batch.file_id or "", shard.url, metadata, until)
         except ReplyLost as error:
             logger.warning("shard %s: %s; looking for its batch before anything else", shard.file_name, error)
             return self._adopt(ledger.move(batch, State.UNKNOWN), shard)
@@ -143,7 +196,11 @@ class Submission:
         except (ProviderError, Transient) as error:
             ledger.refuse(batch, time.time(), time.time() + self._run.job.profile.poll_seconds, error.message)
             raise
-        return self._submitted(batch, remote)
+        try:
+            return self._submitted(batch, remote)
+        except LedgerError:
+            self._give_back(batch, remote)
+            raise
 
     def _resolve(self, batch: Batch, shard: Shard) -> Batch:
         """After a lost reply: adopts the batch that it made, and creates again where there is none after a while."""
@@ -177,12 +234,13 @@ class Submission:
                 f"shard {shard.file_name}: the reply to its create call was lost, and {self._provider.profile.name} "
                 f"lists no batches. Look for a batch with input file {batch.file_id} in its console"
             )
-        others = {b.batch_id for s in self._run.ledger.shards(shard.job) for b in s.batches if b.batch_id}
-        found = find_batch(batch, self._provider.batches(since=(batch.creating_at or 0) - 3600), others)
-        if found is None:
+        found = listed_batches(self._run, self._provider, batch)
+        if not found:
             raise ReplyLost("the provider lists no batch of it yet")
-        logger.warning("shard %s: found its batch %s", shard.file_name, found.id)
-        return self._submitted(batch, found)
+        logger.warning("shard %s: found its batch %s", shard.file_name, found[0].id)
+        adopted = self._submitted(batch, found[0])
+        cancel_extras(self._provider, found[1:])
+        return adopted
 
     def _submitted(self, batch: Batch, remote: RemoteBatch) -> Batch:
         now = time.time()
@@ -191,20 +249,50 @@ class Submission:
             batch, State.SUBMITTED, batch_id=remote.id, status=remote.status, submitted_at=now, deadline_at=deadline
         )
 
+    def _give_back(self, batch: Batch, remote: RemoteBatch) -> None:
+        """Cancels a batch that was made too late: another process went on with the attempt, and has another batch."""
+        others = [b for b in self._run.ledger.shard(batch.shard_id).batches if b.id == batch.id]
+        if all(other.batch_id not in (None, remote.id) for other in others):
+            cancel_extras(self._provider, [remote])
 
-def submit_one(run: Run, shard: Shard, owner: str) -> str | None:
-    """Sends one shard; returns its batch id, or None where it has to wait, or is not sent at all."""
+
+def listed_batches(run: Run, provider: Provider, batch: Batch) -> list[RemoteBatch]:
+    """Lists the batches that an attempt's create calls made.
+
+    Raises:
+        ProviderUnavailable: the listing is not complete.
+    """
+    attempts = [b for shard in run.ledger.shards(run.job.name) for b in shard.batches if b.id != batch.id]
+    known = {other.batch_id for other in attempts if other.batch_id}
+    return batches_of(batch, provider.batches(since=(batch.creating_at or 0) - 3600), known)
+
+
+def cancel_extras(provider: Provider, extras: Iterable[RemoteBatch]) -> None:
+    """Cancels batches that were made a second time for the same requests."""
+    for extra in extras:
+        logger.error(
+            "batch %s was made besides another of the same requests (%s): cancelling it", extra.id, extra.status
+        )
+        if extra.status in TERMINAL:
+            continue
+        try:
+            provider.cancel(extra.id)
+        except (Transient, ProviderError) as error:
+            logger.warning("batch %s cannot be cancelled: %s", extra.id, error)
+
+
+def submit(run: Run, provider: Provider, shard: Shard, owner: str) -> Batch | None:
+    """Sends one shard; None where it has to wait, which the ledger then says."""
     try:
-        with provider_of(run) as provider:
-            batch = Submission(run, provider, owner).submit(shard)
+        batch = Submission(run, provider, owner).submit(shard)
     except Transient as error:
         logger.warning("shard %s waits: %s", shard.file_name, error)
         if not isinstance(error, QueueFull):
             run.ledger.hold(shard.id, time.time() + run.job.profile.poll_seconds, str(error))
         return None
     if batch.state is State.SUBMITTED:
-        logger.info("shard %s: batch %s, %d requests", shard.file_name, batch.batch_id, shard.requests)
-    return batch.batch_id
+        logger.info("shard %s: batch %s, %s", shard.file_name, batch.batch_id, counted_of(shard.requests, "request"))
+    return batch
 
 
 @task(name="submit", task_run_name=span_name("submit", "shards"), cache_policy=NO_CACHE)
@@ -214,4 +302,5 @@ def submit_shards(run: Run, shards: tuple[Shard, ...], owner: str) -> int:
     Raises:
         Terminal: one was refused for good; those behind it would be too.
     """
-    return sum(submit_one(run, shard, owner) is not None for shard in shards)
+    with provider_of(run) as provider:
+        return sum(submit(run, provider, shard, owner) is not None for shard in shards)

@@ -16,14 +16,14 @@ from overnight.records import Batch
 from overnight.release import releasable
 from overnight.replies import RemoteBatch
 from overnight.run import Run
-from overnight.states import State
 from overnight.wire import TERMINAL
 from tasks.connect import provider_of
-from tasks.submit import turned_away
+from tasks.submit import cancel_extras, listed_batches, refused_whole
 
 _MOST_ERRORS = 1000
 _MOST_MISSES = 3
-_MOST_REFUSALS = 6
+_CANCEL_SECONDS = 3600.0
+"""How long after its deadline a batch is waited for that was cancelled and does not end."""
 logger = logging.getLogger("overnight.wait")
 
 
@@ -52,17 +52,37 @@ def look(run: Run, provider: Provider, batch: Batch) -> None:
     except Transient as error:
         logger.warning("cannot look at batch %s: %s; trying again", batch.batch_id, error)
     else:
+        if batch.creates > 1:
+            look_for_extras(run, provider, batch)
         seen_batch(run, batch, remote)
         if remote.status not in TERMINAL and batch.deadline_at and time.time() > batch.deadline_at:
-            cancel_late(run, provider, batch)
+            cancel_late(run, provider, batch, remote)
 
 
-def cancel_late(run: Run, provider: Provider, batch: Batch) -> None:
-    """Ends the wait for a batch past its deadline, once; it is looked at until it has ended all the same."""
-    if batch.cancelled_by_us:
+def look_for_extras(run: Run, provider: Provider, batch: Batch) -> None:
+    """Cancels what an attempt's first create call made after all, once a lagging listing shows it."""
+    try:
+        found = listed_batches(run, provider, batch)
+    except Transient as error:
+        logger.warning("cannot list batches: %s", error)
         return
-    logger.warning("batch %s is past its deadline: cancelling it, keeping what it answered", batch.batch_id)
-    run.ledger.note(batch, cancelled_by_us=True)
+    cancel_extras(provider, [remote for remote in found if remote.id != batch.batch_id])
+
+
+def cancel_late(run: Run, provider: Provider, batch: Batch, remote: RemoteBatch) -> None:
+    """Ends the wait for a batch past its deadline: it is cancelled, and looked at until it has ended all the same.
+
+    One that does not end even so is given up after an hour: it may have been paid.
+    """
+    if batch.cancelled_by_us and time.time() > (batch.deadline_at or 0) + _CANCEL_SECONDS:
+        logger.error("batch %s was cancelled, and does not end: it is given up as lost", batch.batch_id)
+        run.ledger.end(batch, status="lost", ended_at=time.time())
+        return
+    if remote.status == "cancelling":
+        return
+    if not batch.cancelled_by_us:
+        logger.warning("batch %s is past its deadline: cancelling it, keeping what it answered", batch.batch_id)
+        run.ledger.note(batch, cancelled_by_us=True)
     try:
         provider.cancel(batch.batch_id or "")
     except (Transient, ProviderError) as error:
@@ -94,20 +114,14 @@ def seen_batch(run: Run, batch: Batch, remote: RemoteBatch) -> None:
             ledger.note(batch, misses=0, **seen(remote))
         return
     logger.info("batch %s: %s", remote.id, remote.status)
-    text = remote.error_text or "the batch failed"
-    if remote.queue_full:
-        turned_away(run, batch, text)
-    elif remote.fatal:
-        ledger.refuse(batch, time.time(), time.time(), text)
-        raise ProviderError(f"batch {remote.id} was refused: {text}")
-    elif remote.file_missing and _refusals(run, batch) < _MOST_REFUSALS:
-        ledger.refuse(batch, time.time(), time.time() + run.job.profile.poll_seconds, text)
-    else:
+    if remote.may_hold_answers or not refused_whole(run, batch, remote):
         ledger.end(batch, ended_at=time.time(), **seen(remote))
 
 
-def _refusals(run: Run, batch: Batch) -> int:
-    return sum(other.state is State.REFUSED for other in run.ledger.shard(batch.shard_id).batches)
+def look_at_all(run: Run, provider: Provider) -> None:
+    """Looks at every open batch once."""
+    for batch in submitted_batches(run.ledger.shards(run.job.name)):
+        look(run, provider, batch)
 
 
 def wait(run: Run, patience: float) -> None:
@@ -115,12 +129,11 @@ def wait(run: Run, patience: float) -> None:
     ledger, until = run.ledger, time.monotonic() + patience
     for pause in pauses(run.job.profile.poll_seconds):
         with provider_of(run) as provider:  # anew for each look: the embedded endpoint may have moved
-            for batch in submitted_batches(ledger.shards(run.job.name)):
-                look(run, provider, batch)
+            look_at_all(run, provider)
         shards, now = ledger.shards(run.job.name), time.time()
         done = all(shard.settled for shard in shards)
         decided = releasable(shards, run.job, now, run.budgets(shards))
-        if done or ended_batches(shards) or decided.shards or decided.final or time.monotonic() >= until:
+        if done or ended_batches(shards) or decided.shards or decided.stop or time.monotonic() >= until:
             return
         release = next_release(shards, now)
         time.sleep(pause if release is None else min(pause, max(release, 0.01)))

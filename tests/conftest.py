@@ -56,6 +56,10 @@ class ProviderProcess:
             books: dict[str, Any] = json.load(reply)
             return books
 
+    def reset(self) -> None:
+        """Opens a new account: nothing is ordered, and nothing was ever called."""
+        urllib.request.urlopen(self.base_url + "/_reset", data=b"").close()
+
     def stop(self) -> None:
         """Ends it."""
         assert self.process.stdin is not None
@@ -65,9 +69,9 @@ class ProviderProcess:
         self.process.stdout.close()
 
 
-@pytest.fixture
-def provider_server() -> Iterator[ProviderProcess]:
-    """A provider that misbehaves on order."""
+@pytest.fixture(scope="session")
+def provider_process() -> Iterator[ProviderProcess]:
+    """One process for all tests that need a provider."""
     process = ProviderProcess()
     yield process
     process.stop()
@@ -81,6 +85,13 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
     yield started
     started.down()
     assert not list((started.home / ".server").glob("*.pid"))
+
+
+@pytest.fixture
+def provider_server(provider_process: ProviderProcess) -> ProviderProcess:
+    """A provider that misbehaves on order, with a new account."""
+    provider_process.reset()
+    return provider_process
 
 
 Rows = list[dict[str, Any]]

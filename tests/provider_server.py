@@ -4,7 +4,7 @@
 
 What is ordered is deterministic: a fault belongs to the next calls of its kind, a behaviour to the next batches
 created. `POST /_order` takes orders, `GET /_books` tells what was called and what was billed per custom_id, each
-request counting once for every time that a batch worked on it.
+request counting once for every time that a batch worked on it. `POST /_reset` opens a new account.
 
 Requests are answered by their first user text: `[400]`, `[429]`, `[500]`, `[refuse]`, `[cut]` and `[garbage]` in it
 make that answer; `[500 once]` only the first time. Else the answer is an echo, or, where the request has an enum
@@ -25,8 +25,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
+SETTINGS = {
+    "key",             # that calls have to come with
+    "queue_limit",     # tokens; refused where `queue_refusal` says: early (at the create call) or late
+    "queue_refusal",
+    "list_pages",      # False: no pages and no has_more (SiliconFlow); "bare": a bare list (Together)
+    "echo_metadata",
+    "envelope",        # replies stand in `data` (SiliconFlow) or `job` (Together)
+    "times",           # numbers, iso (Together), objects (DigitalOcean), or none
+    "links",           # "ids": file ids are URLs elsewhere (SiliconFlow); "redirects": content is (Parasail)
+    "processing",      # looks at files that find them pending; no batch is made of such a file (Azure)
+    "file_status",     # False: files have no status (DeepInfra)
+    "prefix",          # of batch ids (Gemini)
+}  # fmt: skip
 FAULT = re.compile(r"\[(\d{3}|refuse|cut|garbage)( once)?\]")
 
 
@@ -41,6 +54,8 @@ class Behaviour:
     end: str = "completed"
     errors: list[dict[str, Any]] = field(default_factory=list)
     """Batch-level errors; its `end` is then usually `failed`, and nothing is answered."""
+    error_text: Any = None
+    """In place of the list object of errors: text (Novita) or a bare list (DigitalOcean)."""
     drop: list[int] = field(default_factory=list)
     """Positions of requests whose line is left out of the files, though it was billed."""
     twice: list[int] = field(default_factory=list)
@@ -51,12 +66,29 @@ class Behaviour:
     null_output: bool = False
     """No output file, even where there are answers: all lines in the error file."""
     empty_error_file: bool = False
+    both_files: bool = False
+    """Names both files always, be they empty, and ends them without a newline (OGX)."""
+    mixed: bool = False
+    """Failed requests stand in the output file too (llm-d, vLLM)."""
+    failed_too: list[int] = field(default_factory=list)
+    """Positions of answered requests that have a line in the error file as well."""
+    backwards: bool = False
+    """Lines in the opposite order."""
     upper: bool = False
     """Statuses in capitals."""
+    words: dict[str, str] = field(default_factory=dict)
+    """Other words for statuses."""
+    early_files: bool = False
+    """Names an output file, of what is done so far, before it has ended (Doubleword, aibrix)."""
+    vanish: int | None = None
+    """Looks after which nobody knows the batch any more."""
+    cancel: str = "cancelled"
+    """How it ends when it is cancelled: cancelled, completed (DeepInfra), or never."""
     counts: str = "right"
-    """right, null, or wrong."""
+    """right, null, half (Azure), or wrong."""
     shape: str = "openai"
-    """Of result lines: openai, string_body (OGX), bare (Nebius), type_only (OGX errors)."""
+    """Of result lines: openai, string_body (OGX), bare (Nebius), short (Moonshot), type_only (OGX errors), code
+    (DeepInfra errors), bodiless (vLLM errors)."""
 
 
 @dataclass
@@ -73,7 +105,7 @@ class Fault:
     effect: bool = False
     """Whether the call does its work before the faulty reply."""
     cut: str | None = None
-    """`before` any byte of the reply, or in its `middle`."""
+    """`before` any byte of the reply, in its `middle`, `silent` there (without a length), or `short` (with its own)."""
     delay: float = 0.0
     """Seconds before the reply."""
 
@@ -97,8 +129,16 @@ class Provider:
         self.key: str | None = None
         self.queue_limit: int | None = None
         self.queue_refusal = "late"
-        self.list_pages = True
+        self.list_pages: bool | str = True
         self.echo_metadata = True
+        self.envelope = False
+        self.times = "numbers"
+        self.links: str | None = None
+        self.processing = 0
+        self.file_status = True
+        self.prefix = ""
+        self.created: list[dict[str, Any]] = []
+        self.keys_elsewhere: list[str] = []
 
     def order(self, order: dict[str, Any]) -> None:
         """Takes orders; each key replaces what was ordered before."""
@@ -107,16 +147,16 @@ class Provider:
             self.next_behaviours += [Behaviour(**one) for one in order.get("batches", ())]
             if "default" in order:
                 self.default = Behaviour(**order["default"])
-            for name in ("key", "queue_limit", "queue_refusal", "list_pages", "echo_metadata"):
-                if name in order:
-                    setattr(self, name, order[name])
+            for name in SETTINGS & order.keys():
+                setattr(self, name, order[name])
 
     def books(self) -> dict[str, Any]:
         """What was called and billed."""
         with self.lock:
             batches = [{**batch, "lines": len(self._lines(batch))} for batch in self.batches.values()]
             return {"calls": dict(self.calls), "billed": dict(self.billed), "batches": batches,
-                    "files": list(self.files), "faults_left": len(self.faults)}  # fmt: skip
+                    "files": list(self.files), "faults_left": len(self.faults), "created": self.created,
+                    "keys_elsewhere": self.keys_elsewhere}  # fmt: skip
 
     def fault_for(self, call: str) -> Fault | None:
         """The next fault of a kind of call, used up by this call."""
@@ -138,12 +178,25 @@ class Provider:
                 "id": file_id, "object": "file", "bytes": len(content), "created_at": int(time.time()),
                 "filename": name, "purpose": purpose, "status": "processed",
             }  # fmt: skip
-            return self.files[file_id]
+            return self.described(file_id) or {}
+
+    def described(self, file_id: str) -> dict[str, Any] | None:
+        """A file as this provider words it."""
+        with self.lock:
+            if (file := self.files.get(file_id)) is None:
+                return None
+            if not self.file_status:
+                return {name: value for name, value in file.items() if name != "status"}
+            if file["purpose"] == "batch" and self.processing > 0:
+                self.processing -= 1
+                return file | {"status": "pending"}
+            return file
 
     def create(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Makes a batch; what it will answer is billed as it works, on the first look at it."""
         with self.lock:
-            batch_id = f"batch_{len(self.batches) + 1:06d}"
+            batch_id = f"{self.prefix}batch_{len(self.batches) + 1:06d}"
+            self.created.append(wanted)
             behaviour = self.next_behaviours.pop(0) if self.next_behaviours else self.default
             now = int(time.time())
             batch = {
@@ -198,17 +251,24 @@ class Provider:
                 return None
             behaviour = self.behaviours[batch_id]
             self.polled[batch_id] += 1
+            if behaviour.vanish is not None and self.polled[batch_id] > behaviour.vanish:
+                return None
             if batch["status"] in ("validating", "in_progress"):
                 batch["status"] = "in_progress"
+                if behaviour.early_files and batch["output_file_id"] is None:
+                    batch["output_file_id"] = self.upload("output.jsonl", b"{}\n", "batch_output")["id"]
                 if self.polled[batch_id] > behaviour.polls:
                     self._end(batch, behaviour)
-            elif batch["status"] == "cancelling":
+            elif batch["status"] == "cancelling" and behaviour.cancel == "completed":
+                self._end(batch, Behaviour())
+            elif batch["status"] == "cancelling" and behaviour.cancel == "cancelled":
                 self._end(batch, Behaviour(answer=behaviour.answer or 0, end="cancelled"))
             return self.shown(batch)
 
     def _end(self, batch: dict[str, Any], behaviour: Behaviour) -> None:
-        if behaviour.errors:
+        if behaviour.errors or behaviour.error_text:
             self._fail(batch, behaviour.errors)
+            batch["errors"] = behaviour.error_text or batch["errors"]
             return
         lines = self._lines(batch)
         answered = lines if behaviour.answer is None else lines[: behaviour.answer]
@@ -218,20 +278,27 @@ class Provider:
             self.billed[line["custom_id"]] += 1
             self.tried[line["custom_id"]] += 1
             result = answer_line(line, self.tried[line["custom_id"]], behaviour.shape)
-            failed = (result.get("response") or {"status_code": 200}).get("status_code", 200) >= 400
+            status = (result.get("response") or {}).get("status_code", 200 if result.get("response") else 0)
+            failed = not 200 <= status < 300 and not behaviour.mixed
             copies = 0 if at in behaviour.drop else 2 if at in behaviour.twice else 1
             (error if failed or behaviour.null_output else output).extend([result] * copies)
+            if at in behaviour.failed_too:
+                error.append(error_line(line["custom_id"], "server_error", behaviour.shape))
         unanswered = {"expired": "batch_expired", "cancelled": "batch_cancelled"}.get(behaviour.end)
         if unanswered:
             error += [error_line(line["custom_id"], unanswered, behaviour.shape) for line in lines[len(answered) :]]
         nobody = {"body": {"model": "m", "messages": []}}
         output += [answer_line({**nobody, "custom_id": f"foreign-{n}"}, 1, "openai") for n in range(behaviour.foreign)]
+        if behaviour.backwards:
+            output.reverse()
         text = b"".join(json.dumps(one).encode() + b"\n" for one in output)
         if behaviour.torn:
             text = text[: -len(text.splitlines()[-1]) // 2]
-        if output:
+        if behaviour.both_files:
+            text = text.rstrip(b"\n")
+        if output or behaviour.both_files:
             batch["output_file_id"] = self.upload("output.jsonl", text, "batch_output")["id"]
-        if error or behaviour.empty_error_file:
+        if error or behaviour.empty_error_file or behaviour.both_files:
             errors = b"".join(json.dumps(one).encode() + b"\n" for one in error)
             batch["error_file_id"] = self.upload("error.jsonl", errors, "batch_output")["id"]
         batch["status"] = behaviour.end
@@ -241,10 +308,19 @@ class Provider:
         """A batch as this provider words it."""
         behaviour = self.behaviours[batch["id"]]
         words = dict(batch)
+        words["status"] = behaviour.words.get(words["status"], words["status"])
+        if self.times != "numbers":
+            stamp = {"iso": "2026-11-25T10:00:00Z", "objects": {"seconds": 1}, "none": None}[self.times]
+            words["created_at"] = words["expires_at"] = stamp
+        if self.links == "ids":
+            for name in ("output_file_id", "error_file_id"):
+                words[name] = words[name] and f"{Handler.elsewhere}/_plain/{words[name]}"
         if behaviour.upper:
             words["status"] = words["status"].upper()
         if behaviour.counts == "null":
             words["request_counts"] = None
+        elif behaviour.counts == "half":
+            words["request_counts"] = {"total": 10, "completed": None, "failed": None}
         elif behaviour.counts == "wrong":
             words["request_counts"] = {"total": 1, "completed": 99, "failed": 7}
         return words
@@ -253,14 +329,16 @@ class Provider:
         """Starts to cancel an open batch."""
         with self.lock:
             batch = self.batches.get(batch_id)
-            if batch and batch["status"] in ("validating", "in_progress"):
+            if batch and batch["status"] in ("validating", "in_progress", "finalizing"):
                 batch["status"] = "cancelling"
             return self.shown(batch) if batch else None
 
-    def page(self, after: str | None, limit: int) -> dict[str, Any]:
+    def page(self, after: str | None, limit: int) -> Any:
         """Batches, newest first."""
         with self.lock:
             listed = [self.shown(batch) for batch in reversed(self.batches.values())]
+            if self.list_pages == "bare":
+                return listed
             if not self.list_pages:
                 return {"object": "list", "data": listed}
             ids = [batch["id"] for batch in listed]
@@ -275,6 +353,8 @@ def answer_line(request: dict[str, Any], attempt: int, shape: str) -> dict[str, 
     text = next((str(m["content"]) for m in body.get("messages") or [] if m.get("role") == "user"), "")
     order = FAULT.search(text)
     fault = order[1] if order and not (order[2] and attempt > 1) else None
+    if fault == "000":
+        return wrap(request["custom_id"], 0, {}, shape)
     if fault and fault.isdigit():
         status, code = (
             int(fault),
@@ -314,6 +394,14 @@ def wrap(custom_id: str, status: int, body: dict[str, Any], shape: str) -> dict[
     """A response in the line shape of a provider."""
     if shape == "bare" and status == 200:
         return {"id": "r", "custom_id": custom_id, "response": body, "error": None}
+    if shape == "short":
+        return {"custom_id": custom_id, "response": {"status_code": status, "body": body}}
+    if shape == "code" and status != 200:
+        error = {"code": str(status), "message": "failed", "param": None, "type": None}
+        return {"id": "r", "custom_id": custom_id, "response": None, "error": error}
+    if shape == "bodiless" and status != 200:
+        response = {"status_code": status, "request_id": "r", "body": None}
+        return {"id": "r", "custom_id": custom_id, "response": response, "error": "failed"}
     if shape == "type_only" and status != 200:
         return {"id": "r", "custom_id": custom_id, "error": {"type": "server_error", "message": "failed"}}
     sent: Any = json.dumps(body) if shape == "string_body" else body
@@ -338,7 +426,9 @@ class Handler(BaseHTTPRequestHandler):
     """One request over HTTP."""
 
     protocol_version = "HTTP/1.1"
-    provider: Provider
+    current: Provider
+    elsewhere = ""
+    """The address of the second port: another host, as far as keys are concerned."""
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
         """Says nothing."""
@@ -356,15 +446,22 @@ class Handler(BaseHTTPRequestHandler):
         self._serve()
 
     def _serve(self) -> None:
+        self.provider = Handler.current  # one account from a request's start to its end
         self._content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         path = url.path.removeprefix("/v1")
+        if path == "/_reset":
+            Handler.current = Provider()
+            return self._reply(200, {})
         if path == "/_order":
             self.provider.order(json.loads(self._content))
             return self._reply(200, {})
         if path == "/_books":
             return self._reply(200, self.provider.books())
+        if path.startswith("/_plain/"):
+            self.provider.keys_elsewhere += [key] if (key := self.headers.get("Authorization")) else []
+            return self._download(path.removeprefix("/_plain/"), None)
         if self.provider.key and self.headers.get("Authorization") != f"Bearer {self.provider.key}":
             return self._reply(401, error_body("Incorrect API key provided", "invalid_api_key"))
         call, effect = self._route(path, query)
@@ -377,14 +474,14 @@ class Handler(BaseHTTPRequestHandler):
         return self._faulty(fault, None)
 
     def _route(self, path: str, query: dict[str, str]) -> tuple[str, Callable[[Fault | None], None]]:
-        parts = path.strip("/").split("/")
+        parts = [unquote(part) for part in path.strip("/").split("/")]
         provider = self.provider
         if parts == ["files"] and self.command == "POST":
             return "upload", self._upload
         if parts == ["files"]:
             return "files", lambda fault: self._answer(fault, {"object": "list", "data": list(provider.files.values())})
         if parts[0] == "files" and self.command == "GET" and parts[-1] != "content":
-            return "file", lambda fault: self._answer(fault, provider.files.get(parts[1]))
+            return "file", lambda fault: self._answer(fault, provider.described(parts[1]))
         if parts[0] == "files" and parts[-1] == "content":
             return "content", lambda fault: self._download(parts[1], fault)
         if parts[0] == "files" and self.command == "DELETE":
@@ -410,7 +507,10 @@ class Handler(BaseHTTPRequestHandler):
                 purpose = value.strip().decode()
             elif found := re.search(rb'filename="([^"]*)"', head):
                 name, content = found[1].decode(), value.removesuffix(b"\r\n")
-        self._answer(fault, self.provider.upload(name, content, purpose))
+        self._answer(fault, self._enveloped(self.provider.upload(name, content, purpose), "data"))
+
+    def _enveloped(self, reply: Any, envelope: str) -> Any:
+        return {"code": 20000, "status": True, envelope: reply} if self.provider.envelope else reply
 
     def _create(self, fault: Fault | None) -> None:
         wanted = json.loads(self._content)
@@ -418,7 +518,10 @@ class Handler(BaseHTTPRequestHandler):
             return self._reply(400, error_body(f"Cannot find file {wanted['input_file_id']}", "invalid_request"))
         if self.provider.would_overflow(wanted):
             return self._reply(429, error_body(self.provider.queue_message(), "token_limit_exceeded"))
-        return self._answer(fault, self.provider.create(wanted))
+        if self.provider.processing > 0:
+            message = f"The file {wanted['input_file_id']} has not been processed yet"
+            return self._reply(400, error_body(message, "invalid_request"))
+        return self._answer(fault, self._enveloped(self.provider.create(wanted), "job"))
 
     def _download(self, file_id: str, fault: Fault | None) -> None:
         content = self.provider.contents.get(file_id)
@@ -426,6 +529,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._reply(404, error_body("No such File object", "not_found"))
         if fault is not None:
             return self._faulty(fault, content)
+        if self.provider.links == "redirects" and "/_plain/" not in self.path:
+            return self._send(302, b"", {"Location": f"{Handler.elsewhere}/_plain/{file_id}"})
         return self._send(200, content, {"Content-Type": "application/octet-stream"})
 
     def _delete(self, file_id: str, fault: Fault | None) -> None:
@@ -434,7 +539,7 @@ class Handler(BaseHTTPRequestHandler):
             self.provider.contents.pop(file_id, None)
         self._answer(fault, {"id": file_id, "object": "file", "deleted": True} if known else None)
 
-    def _answer(self, fault: Fault | None, reply: dict[str, Any] | None) -> None:
+    def _answer(self, fault: Fault | None, reply: Any) -> None:
         if fault is not None:
             return self._faulty(fault, json.dumps(reply).encode())
         if reply is None:
@@ -457,6 +562,8 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
             return None
+        if fault.cut == "short":  # whole as far as HTTP can tell
+            body = body[: len(body) // 2]
         if fault.cut == "silent":  # the end of the connection is the end of the body, wherever it comes
             self.close_connection = True
             self._start(fault.status or 200, {"Content-Type": kind, "Connection": "close", **fault.headers})
@@ -498,12 +605,14 @@ def main() -> None:
     """Serves until stdin closes."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--port", type=int, default=0)
-    Handler.provider = Provider()
+    Handler.current = Provider()
     server = Server(("127.0.0.1", options.parse_args().port), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    second = Server(("127.0.0.1", 0), Handler)
+    Handler.elsewhere = f"http://127.0.0.1:{second.server_port}"
+    for one in (server, second):
+        threading.Thread(target=one.serve_forever, daemon=True).start()
     print(f"http://127.0.0.1:{server.server_port}/v1", flush=True)  # noqa: T201 - how tests learn the address
     sys.stdin.read()
-    server.shutdown()
 
 
 if __name__ == "__main__":

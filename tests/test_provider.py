@@ -39,7 +39,7 @@ def provider(provider_server: ProviderProcess) -> Iterator[Provider]:
 def file_id(provider: Provider, tmp_path: Path) -> str:
     path = tmp_path / "requests.jsonl"
     path.write_bytes(LINE)
-    return provider.upload(path)
+    return provider.upload(path).id
 
 
 def test_a_batch_goes_from_upload_to_download(provider: Provider, file_id: str, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_an_upload_in_an_envelope_is_understood(
     path.write_bytes(LINE)
     envelope = {"code": 20000, "status": True, "data": {"id": "file-9"}}
     provider_server.order(faults=[{"call": "upload", "body": envelope, "effect": True}])
-    assert provider.upload(path) == "file-9"
+    assert provider.upload(path).id == "file-9"
     provider_server.order(faults=[{"call": "upload", "body": {"id": "file-9", "bytes": 3}, "effect": True}])
     with pytest.raises(ProviderUnavailable, match="3 arrived"):
         provider.upload(path)

@@ -14,7 +14,7 @@ from overnight.errors import DatasetError, HomeError, InvalidRequests, LedgerErr
 from overnight.ledger import Ledger
 from overnight.run import Run
 from tasks.clean import clean_job
-from tasks.submit import submit_one
+from tasks.submit import submit_shards
 from tests.conftest import MakeJob, ProviderProcess
 from tests.steps import advance, build, finish, run_job
 
@@ -236,7 +236,7 @@ def test_a_damaged_request_file_is_not_sent(
     shard = run.ledger.shards("texts")[0]
     (run.folder.requests / shard.file_name).write_text("{}\n")
     with pytest.raises(LedgerError, match="not as it was planned"):
-        submit_one(run, shard, "nobody")
+        submit_shards.fn(run, (shard,), "nobody")
     assert provider_server.books()["calls"].get("upload") is None
 
 
