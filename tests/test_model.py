@@ -47,6 +47,7 @@ PLANS = st.builds(
     drop=st.integers(-4, 1), failing=st.integers(-4, 1),
 ) | st.builds(Plan, end=st.just("failed"), errors=st.sampled_from([(QUEUE_FULL,), (NO_FILE,)]), lag=LAGS)  # fmt: skip
 STEPS = st.sampled_from(["submit", "submit", "look", "collect", "build"])
+OTHERS = st.lists(STEPS, max_size=4) | st.just(["submit"] * 4)
 JUMPS = st.sampled_from([5, 25, 65, 200])
 MAY_BE_ASKED_AGAIN = ("retryable", "expired", "missing")
 
@@ -195,7 +196,7 @@ class SubmitProtocol(RuleBasedStateMachine):
         self.seams.reset()
         self.provider.trouble.clear()
         for _ in range(60):
-            self._pass(200)
+            self._pass(LEASE_SECONDS + 5)  # less than listings lag
             for kind in ("build", "submit", "look", "collect"):
                 self._step(0, kind)
                 self.provider.work()
