@@ -118,7 +118,7 @@ def write_again(
     numbers = count()
 
     def write(staging: Path) -> Iterator[NewShard]:
-        for how, replies in sorted(again.items(), key=lambda one: (one[0].attempt, one[0].reask, one[0].largest or 0)):
+        for how, replies in again.items():
             limits = profile.overridden(max_requests=how.largest and min(how.largest, profile.max_requests))
             writer = ShardWriter(staging, round_, numbers, limits, _kind(shard), how.attempt, how.reask, shard.canary)
             for custom_id, line in _lines(folder, shard):

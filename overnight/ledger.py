@@ -393,7 +393,7 @@ def _try_move(connection: sa.Connection, batch: Batch, to: State, values: Mappin
         raise LedgerError(f"batch attempt {batch.id} cannot go from {batch.state} to {to}")
     step = (
         sa.update(BATCHES)
-        .where(BATCHES.c.id == batch.id, BATCHES.c.state == batch.state)
+        .where(BATCHES.c.id == batch.id, BATCHES.c.state == batch.state, BATCHES.c.creates == batch.creates)
         .values(state=to, **values)
         .returning(*BATCHES.c)
     )

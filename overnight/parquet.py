@@ -77,4 +77,20 @@ def _mend(path: Path) -> str:
 def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Streams a table of ours."""
     with open_parquet(path) as opened:
-        yield from opened.iter_batches(batch_size=READ_ROWS, columns=columns, use_threads=False)
+        if lacking := set(columns or ()) - set(opened.schema_arrow.names):
+            raise LedgerError(f"{path} is damaged (it has no column {', '.join(sorted(lacking))}): {_mend(path)}")
+        rows = 0
+        for batch in opened.iter_batches(batch_size=READ_ROWS, columns=columns, use_threads=False):
+            rows += batch.num_rows
+            yield batch
+        check_rows(path, rows, opened.metadata.num_rows)
+
+
+def check_rows(path: Path, found: int, expected: int) -> None:
+    """Refuses a table with another number of rows than is known of it: its pages are checked, its footer is not.
+
+    Raises:
+        LedgerError: it is damaged.
+    """
+    if found != expected:
+        raise LedgerError(f"{path} is damaged (it has {found:,} rows, not {expected:,}): {_mend(path)}")

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from overnight.answers import Answer
 from overnight.errors import LedgerError
 from overnight.ids import Hashes, Mask, id_hashes
-from overnight.parquet import open_parquet, read_batches
+from overnight.parquet import check_rows, open_parquet, read_batches
 from overnight.records import Batch, Shard
 from overnight.states import State
 from overnight.verdicts import SETTLED, VERDICTS
@@ -64,7 +64,7 @@ def result_parts(folder: Path, shards: Sequence[Shard]) -> list[Path]:
     """All result parts of a job, oldest first.
 
     Raises:
-        LedgerError: there are fewer, or others, than the ledger knows: requests would be paid for twice.
+        LedgerError: there are fewer, others, or shorter ones than the ledger knows: requests would be paid for twice.
     """
     if missing := missing_parts(folder, shards):
         names = ", ".join(part_name(*one) for one in missing[:5])
@@ -76,6 +76,11 @@ def result_parts(folder: Path, shards: Sequence[Shard]) -> list[Path]:
             f"{folder} has {', '.join(strange[:5])}, which the ledger does not know: it is older than the results, or "
             "another one. Restore the ledger that belongs to them"
         )
+    for shard in shards:
+        for batch in shard.batches:
+            if batch.state is State.COLLECTED:
+                part = folder / part_name(shard, batch)
+                check_rows(part, row_count(part), shard.requests)
     return parts
 
 
@@ -119,7 +124,7 @@ class ResultIndex:
 
     def __init__(self, parts: Sequence[Path]) -> None:
         self._parts = list(parts)
-        total = sum(_row_count(part) for part in self._parts)
+        total = sum(row_count(part) for part in self._parts)
         bounds = np.linspace(_LEAST, _MOST, max(1, round(total / _SORTED_AT_ONCE)) + 1)[1:-1].astype(np.int64)
         ranges = [self._range(low, high) for low, high in pairwise([_LEAST, *bounds.tolist(), _MOST])]
         self._hashes, self._part, self._row, self._attempts = map(np.concatenate, zip(*ranges, strict=True))
@@ -166,7 +171,8 @@ class ResultIndex:
         return Found(self._part[at], self._row[at], self._attempts[at], self._hashes[at] == hashes)
 
 
-def _row_count(part: Path) -> int:
+def row_count(part: Path) -> int:
+    """Rows of a part, as its footer says."""
     with open_parquet(part) as opened:
         return int(opened.metadata.num_rows)
 

@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from overnight.again import cut_shard, whole_file
 from overnight.errors import LedgerError, ProviderError, QueueFull, ReplyLost, SubmissionUnknown, Transient
 from overnight.provider import Provider
-from overnight.queue import FULL_QUEUE_POLLS, learned_limit, never_fits, too_large
+from overnight.queue import FULL_QUEUE_POLLS, learned_limit, named_limit, never_fits, too_large
 from overnight.records import Batch, Shard
 from overnight.release import releasable
 from overnight.replies import RemoteBatch
@@ -69,7 +69,7 @@ def turned_away(run: Run, batch: Batch, message: str) -> None:
     """A full queue: learns what it takes, and holds the shard back; one request above all of it fails."""
     ledger, shard, now = run.ledger, run.ledger.shard(batch.shard_id), time.time()
     if never_fits(message, shard):
-        said = f"the request has about {shard.tokens:,} tokens, more than the provider's queue takes: {message}"
+        said = f"the request has about {shard.tokens:,} tokens; all that the provider takes is {named_limit(message):,}"
         logger.warning("shard %s: %s", shard.file_name, said)
         ledger.end(batch, status="failed", ended_at=now, errors=[["too_large", said, 1]])
         return

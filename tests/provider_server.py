@@ -54,6 +54,8 @@ class Behaviour:
     end: str = "completed"
     errors: list[dict[str, Any]] = field(default_factory=list)
     """Batch-level errors; its `end` is then usually `failed`, and nothing is answered."""
+    late_errors: list[dict[str, Any]] = field(default_factory=list)
+    """Batch-level errors of a batch that answered something all the same."""
     error_text: Any = None
     """In place of the list object of errors: text (Novita) or a bare list (DigitalOcean)."""
     drop: list[int] = field(default_factory=list)
@@ -302,6 +304,8 @@ class Provider:
             errors = b"".join(json.dumps(one).encode() + b"\n" for one in error)
             batch["error_file_id"] = self.upload("error.jsonl", errors, "batch_output")["id"]
         batch["status"] = behaviour.end
+        if behaviour.late_errors:
+            self._fail(batch, behaviour.late_errors)
         batch["request_counts"] = {"total": len(lines), "completed": len(output), "failed": len(error)}
 
     def shown(self, batch: dict[str, Any]) -> dict[str, Any]:
