@@ -34,10 +34,12 @@ class Recorder:
 
     def __init__(self, database: Path) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="recorder")
-        self._connection = connect(database)
+        self.connection = connect(database)
         self._gathered: list[tuple[Finished, asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
         self._closing = False
+        self.refusals = 0
+        """How often the disk took nothing."""
 
     async def record(self, finished: Finished) -> None:
         """Return once the line is on disk: only then does it count.
@@ -60,7 +62,7 @@ class Recorder:
         self._closing = True
         await self.settle()
         self._thread.shutdown()
-        self._connection.close()
+        self.connection.close()
 
     async def _write(self) -> None:
         try:
@@ -81,10 +83,11 @@ class Recorder:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                await loop.run_in_executor(self._thread, commit, self._connection, group)
+                await loop.run_in_executor(self._thread, commit, self.connection, group)
             except sqlite3.OperationalError as error:
                 if self._closing:
                     return error
+                self.refusals += 1
                 log.error("%d finished lines wait to be stored: %s", len(group), error)  # noqa: TRY400 - the message says it
                 await asyncio.sleep(_RETRY_SECONDS)
             except sqlite3.Error as error:
