@@ -92,12 +92,14 @@ def request_line(custom_id: str, content: str, model: str = "small", **body: Any
     return json.dumps({**request, "body": {"model": model, "messages": messages, **body}})
 
 
-def create_batch(openai: OpenAI, lines: list[str], window: Any = "24h", **options: Any) -> Batch:
+def upload(openai: OpenAI, lines: list[str], **options: Any) -> str:
     content = "".join(f"{line}\n" for line in lines).encode()
-    file = openai.files.create(file=("requests.jsonl", content), purpose="batch")
-    return openai.batches.create(
-        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window=window, **options
-    )
+    return openai.files.create(file=("requests.jsonl", content), purpose="batch", **options).id
+
+
+def create_batch(openai: OpenAI, lines: list[str], window: Any = "24h", **options: Any) -> Batch:
+    options = {"endpoint": "/v1/chat/completions", **options}
+    return openai.batches.create(input_file_id=upload(openai, lines), completion_window=window, **options)
 
 
 def wait_for_end(openai: OpenAI, batch: Batch, seconds: float = 30) -> Batch:
@@ -120,14 +122,23 @@ def read_lines(openai: OpenAI, file_id: str | None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in content.splitlines()]
 
 
+def prompt_of(request: dict[str, Any]) -> str:
+    """The text that a request of any endpoint is about."""
+    if "messages" in request:
+        return str(request["messages"][-1]["content"])
+    return str(request.get("input") or request.get("prompt"))
+
+
 @dataclass
 class HeldUpstream:
-    """A chat completions API that counts calls by prompt, answers `free` of them and holds the others."""
+    """A real-time API that counts calls by prompt, answers `free` of them and holds the others."""
 
     free: int = 1_000_000
     answers: dict[str, list[Planned]] = field(default_factory=dict)
     """What to answer to a prompt, call by call, before the usual answer."""
     calls: Counter[str] = field(default_factory=Counter)
+    paths: dict[str, str] = field(default_factory=dict)
+    """Where each prompt was last sent."""
     keys: set[str | None] = field(default_factory=set)
     opened: threading.Event = field(default_factory=threading.Event)
     url: str = ""
@@ -162,7 +173,8 @@ def held_upstream(free: int = 1_000_000, answers: dict[str, list[Planned]] | Non
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["content-length"])))
             key = self.headers.get("authorization")
-            status, headers, body = upstream.answer(request["messages"][0]["content"], key)
+            upstream.paths[prompt_of(request)] = self.path
+            status, headers, body = upstream.answer(prompt_of(request), key)
             try:
                 self.send_response(status)
                 for name, value in {**headers, "Content-Length": str(len(body))}.items():
