@@ -124,8 +124,9 @@ def read_lines(openai: OpenAI, file_id: str | None) -> list[dict[str, Any]]:
 
 def prompt_of(request: dict[str, Any]) -> str:
     """The text that a request of any endpoint is about."""
-    if "messages" in request:
-        return str(request["messages"][-1]["content"])
+    match request:
+        case {"messages": [*_, {"content": content}]}:
+            return str(content)
     return str(request.get("input") or request.get("prompt"))
 
 
@@ -183,6 +184,13 @@ def held_upstream(free: int = 1_000_000, answers: dict[str, list[Planned]] | Non
                 self.wfile.write(body)
             except ConnectionError:
                 pass  # a killed endpoint does not wait for its answers
+
+        def do_GET(self) -> None:
+            body = b'{"object":"list","data":[{"id":"small","object":"model","created":0,"owned_by":"test"}]}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name in the parent
             pass
