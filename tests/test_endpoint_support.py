@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -72,7 +73,8 @@ def endpoint(data: Path, *options: str, **environment: str) -> Iterator[Endpoint
 
 
 def command(data: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "overnight.endpoint", "--port", "0", "--data", str(data), *options]
+    port = () if "--port" in options else ("--port", "0")
+    return [sys.executable, "-m", "overnight.endpoint", *port, "--data", str(data), *options]
 
 
 def health(url: str) -> dict[str, Any]:
@@ -140,8 +142,15 @@ class HeldUpstream:
     calls: Counter[str] = field(default_factory=Counter)
     paths: dict[str, str] = field(default_factory=dict)
     """Where each prompt was last sent."""
+    answered: Counter[str] = field(default_factory=Counter)
+    """Calls that were answered in the usual way: what a real upstream would be paid for."""
+    failing: float = 0.0
+    """Share of calls that fail by chance, the same ones in every run."""
+    chance: random.Random = field(default_factory=lambda: random.Random(7))
     keys: set[str | None] = field(default_factory=set)
     opened: threading.Event = field(default_factory=threading.Event)
+    released: int = 0
+    """Held calls that may be answered all the same."""
     url: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -152,10 +161,17 @@ class HeldUpstream:
             planned = self.answers.get(prompt)
             if planned:
                 return planned.pop(0)
+            if self.chance.random() < self.failing:
+                return 503, {}, b"busy"
             self.free -= 1
             held = self.free < 0
-        if held:
-            self.opened.wait(60)
+        while held and not self.opened.wait(0.02):
+            with self._lock:
+                if self.released:
+                    self.released -= 1
+                    held = False
+        with self._lock:
+            self.answered[prompt] += 1
         usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": f"echo {prompt}"}}
         return (
@@ -166,9 +182,11 @@ class HeldUpstream:
 
 
 @contextmanager
-def held_upstream(free: int = 1_000_000, answers: dict[str, list[Planned]] | None = None) -> Iterator[HeldUpstream]:
+def held_upstream(
+    free: int = 1_000_000, answers: dict[str, list[Planned]] | None = None, failing: float = 0.0
+) -> Iterator[HeldUpstream]:
     """Serve a HeldUpstream on a free loopback port."""
-    upstream = HeldUpstream(free, answers or {})
+    upstream = HeldUpstream(free, answers or {}, failing=failing)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
