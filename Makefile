@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install try test check format bench soak lock schema clean
+.PHONY: help install try test check format bench soak lock schema up down clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/'
@@ -51,6 +51,12 @@ lock: ## resolve pyproject.toml anew into requirements.lock (needs uv)
 
 schema: install ## write the JSON Schema of job files
 	$(BIN)/overnight schema > docs/job.schema.json
+
+up: install ## start a local Prefect server, deploy, start a worker; prints the page's address
+	@$(BIN)/python -m deployments.local up
+
+down: install ## stop what `up` started
+	@$(BIN)/python -m deployments.local down
 
 clean: ## remove .venv and caches; runs stay
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

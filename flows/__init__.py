@@ -5,6 +5,7 @@ machine: it is given the time, unless the person set another. Prefect's usage st
 for them.
 """
 
+import logging
 import os
 
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
@@ -12,3 +13,4 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "overnight")
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # a lease also logs outside of runs
+logging.getLogger("overnight").setLevel(logging.INFO)  # Prefect copies its handlers to extra loggers, not its level

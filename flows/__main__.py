@@ -1,20 +1,23 @@
-"""The command line: `overnight`, or `python -m flows`."""
+"""The command line: `overnight`, or `python -m flows`; `python -m flows.run` is `overnight run`."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from rich.console import Console
 
 from overnight.endpoint.settings import Settings
-from overnight.errors import OvernightError
-from overnight.jobfile import job_schema, load_job
+from overnight.errors import JobError, OvernightError
+from overnight.job import Job
+from overnight.jobfile import job_schema, load_job, with_overrides
 from overnight.run import Run, open_run
 
 app = App(
@@ -30,9 +33,14 @@ Override = Annotated[
         name="--set", negative=(), help="A setting over the job file's: key=value, such as limits.max_requests=100."
     ),
 ]
+ProviderOverride = Annotated[
+    list[str] | None,
+    Parameter(name="--set", negative=(), help="A setting of the provider: key=value, such as base_url=http://…/v1."),
+]
 Home = Annotated[str | None, Parameter(help="The folder of runs; else OVERNIGHT_HOME, else data/runs.")]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON object as the last line of stdout.")]
 Verbose = Annotated[bool, Parameter(negative=(), help="Show Prefect's log lines too.")]
+Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative=(), help="Send without asking, whatever it may cost.")]
 
 OK, COULD_NOT_RUN, TOO_MANY_FAILED, INTERRUPTED = 0, 1, 2, 130
 
@@ -42,7 +50,7 @@ def try_(*, home: Home = None, json_: Json = False, verbose: Verbose = False) ->
     """Run the example job on the embedded model and show the answers: no key, no cost, two minutes."""
     checkout = Path(__file__).parent.parent
     job = load_job(checkout / "data/jobs/reviews.yaml", [f"dataset.path={checkout / 'data/samples/reviews.csv'}"])
-    return _guarded(lambda: _run(open_run(job, home=home), as_json=json_, verbose=verbose, show=True))
+    return _guarded(lambda: _run(job, home, Console(stderr=json_), verbose=verbose, yes=True, as_json=json_, show=True))
 
 
 @app.command
@@ -52,11 +60,21 @@ def plan(job: Path, *, set_: Override = None, home: Home = None, json_: Json = F
     Args:
         job: the job file.
     """
-    return _guarded(lambda: _plan(open_run(load_job(job, set_ or ()), home=home), as_json=json_, verbose=verbose))
+    return _guarded(
+        lambda: _plan(load_job(job, set_ or ()), home, Console(stderr=json_), verbose=verbose, as_json=json_)
+    )
 
 
 @app.command
-def run(job: Path, *, set_: Override = None, home: Home = None, json_: Json = False, verbose: Verbose = False) -> int:
+def run(
+    job: Path,
+    *,
+    set_: Override = None,
+    yes: Yes = False,
+    home: Home = None,
+    json_: Json = False,
+    verbose: Verbose = False,
+) -> int:
     """Run a job to its joined table; run again, it goes on where it was.
 
     Exit code 0: every row has its verdict, and no more rows failed than max_failed_fraction. 2: more did; all files
@@ -65,7 +83,183 @@ def run(job: Path, *, set_: Override = None, home: Home = None, json_: Json = Fa
     Args:
         job: the job file.
     """
-    return _guarded(lambda: _run(open_run(load_job(job, set_ or ()), home=home), as_json=json_, verbose=verbose))
+
+    def command() -> int:
+        read = load_job(job, set_ or ())
+        return _run(read, home, Console(stderr=json_), verbose=verbose, yes=yes, as_json=json_)
+
+    return _guarded(command)
+
+
+@app.command
+def submit(
+    job: Path,
+    *,
+    set_: Override = None,
+    yes: Yes = False,
+    home: Home = None,
+    json_: Json = False,
+    verbose: Verbose = False,
+) -> int:
+    """Build, validate and send a job, and end; `overnight collect` does the rest.
+
+    Args:
+        job: the job file.
+    """
+
+    def command() -> int:
+        console = Console(stderr=json_)
+        opened = open_run(load_job(job, set_ or ()), home=home)
+        _configure_prefect(console, verbose=verbose)
+        from flows.submit import submit_batch  # noqa: PLC0415 - Prefect takes seconds to import
+
+        opened = _approved(_checked(opened), console, yes=yes)
+        _announce_server(console)
+        now = submit_batch(opened.job, home=str(opened.home), approve=True)
+        return _show_standings([now], console, as_json=json_)
+
+    return _guarded(command)
+
+
+@app.command
+def collect(job: str | None = None, *, home: Home = None, json_: Json = False, verbose: Verbose = False) -> int:
+    """Look at all open batches once; fetch, parse, send again, and join what is done.
+
+    Args:
+        job: the name of one job; else all jobs of the home.
+    """
+
+    def command() -> int:
+        console = Console(stderr=json_)
+        _configure_prefect(console, verbose=verbose)
+        from flows.collect import collect_batches  # noqa: PLC0415 - Prefect takes seconds to import
+
+        _announce_server(console)
+        return _show_standings(collect_batches(job, home), console, as_json=json_)
+
+    return _guarded(command)
+
+
+@app.command
+def cancel(job: str, *, home: Home = None, json_: Json = False, verbose: Verbose = False) -> int:
+    """Cancel a job's batches; keep and join what they answered.
+
+    Args:
+        job: the job's name, or its file.
+    """
+
+    def command() -> int:
+        console = Console(stderr=json_)
+        _configure_prefect(console, verbose=verbose)
+        from flows.cancel import cancel_batch  # noqa: PLC0415 - Prefect takes seconds to import
+
+        _announce_server(console)
+        return _show_standings([cancel_batch(job, home)], console, as_json=json_)
+
+    return _guarded(command)
+
+
+@app.command(name="list")
+def list_(
+    provider: str, *, set_: ProviderOverride = None, limit: int = 100, home: Home = None, json_: Json = False,
+    verbose: Verbose = False,
+) -> int:  # fmt: skip
+    """List the batches of an account, and which of them are ours.
+
+    Args:
+        provider: a profile's name, or a job file that names it.
+        limit: how many, newest first.
+    """
+
+    def command() -> int:
+        console = Console(stderr=json_)
+        _configure_prefect(console, verbose=verbose)
+        from flows.list import list_batches  # noqa: PLC0415 - Prefect takes seconds to import
+        from flows.terminal import show_table  # noqa: PLC0415
+
+        _announce_server(console)
+        found = [vars(one) for one in list_batches(_provider(provider, set_), limit, home)]
+        show_table(found, console)
+        return _printed({"batches": found}, as_json=json_)
+
+    return _guarded(command)
+
+
+@app.command
+def diagnose(batch: str, *, home: Home = None, json_: Json = False, verbose: Verbose = False) -> int:
+    """Tell what went wrong in a batch or a job, with examples and what to do.
+
+    Args:
+        batch: a batch id, or the name of a job.
+    """
+
+    def command() -> int:
+        console = Console(stderr=json_)
+        _configure_prefect(console, verbose=verbose)
+        from flows.diagnose import diagnose_batch  # noqa: PLC0415 - Prefect takes seconds to import
+        from flows.terminal import show_markdown  # noqa: PLC0415
+
+        _announce_server(console)
+        text = diagnose_batch(batch, home)
+        show_markdown(text, console)
+        return _printed({"diagnosis": text}, as_json=json_)
+
+    return _guarded(command)
+
+
+@app.command
+def clean(
+    provider: str, *, set_: ProviderOverride = None, older_than_hours: float = 72, delete: Annotated[bool, Parameter(
+        negative=(), help="Delete; without it, only tell what would be deleted.")] = False,
+    home: Home = None, json_: Json = False, verbose: Verbose = False,
+) -> int:  # fmt: skip
+    """Delete our files at a provider that nobody needs any more, orphans among them.
+
+    Args:
+        provider: a profile's name, or a job file that names it.
+        older_than_hours: younger files stay.
+    """
+
+    def command() -> int:
+        console = Console(stderr=json_)
+        _configure_prefect(console, verbose=verbose)
+        from flows.clean import clean_files  # noqa: PLC0415 - Prefect takes seconds to import
+
+        _announce_server(console)
+        done = clean_files(_provider(provider, set_), older_than_hours, not delete, home)
+        what = f"{done.deleted:,} deleted" if delete else f"{done.deletable:,} can be deleted: --delete does it"
+        console.print(f"{done.files:,} files, {done.ours:,} of them ours, {done.orphans:,} orphans; {what} "
+                      f"({done.bytes:,} bytes)")  # fmt: skip
+        return _printed(vars(done), as_json=json_)
+
+    return _guarded(command)
+
+
+@app.command
+def doctor(
+    provider: str, *, set_: ProviderOverride = None, home: Home = None, json_: Json = False, verbose: Verbose = False
+) -> int:
+    """Try whether an endpoint does all that a job needs, call by call; spend nothing.
+
+    Exit code 0: a job can run there. 2: it cannot. 1: it could not be tried.
+
+    Args:
+        provider: a profile's name, or a job file that names it.
+    """
+
+    def command() -> int:
+        console = Console(stderr=json_)
+        _configure_prefect(console, verbose=verbose)
+        from flows.doctor import doctor as probe  # noqa: PLC0415 - Prefect takes seconds to import
+        from flows.terminal import show_markdown  # noqa: PLC0415
+
+        _announce_server(console)
+        found = probe(_provider(provider, set_), home)
+        show_markdown(found.text, console)
+        _printed({"passed": found.passed, "checks": [one._asdict() for one in found.checks]}, as_json=json_)
+        return OK if found.passed else TOO_MANY_FAILED
+
+    return _guarded(command)
 
 
 @app.command
@@ -75,6 +269,35 @@ def endpoint(settings: Annotated[Settings, Parameter(name="*")] = Settings()) ->
     from overnight.endpoint.server import serve  # noqa: PLC0415 - a server's imports are not for every command
 
     return serve(settings)
+
+
+@app.command
+def webhook(*, host: str = "127.0.0.1", port: int = 8643, home: Home = None) -> int:
+    """Receive OpenAI's batch.* webhooks, and collect at once when one arrives.
+
+    The secret comes from OPENAI_WEBHOOK_SECRET. Polling goes on as it is: a webhook only makes it sooner.
+
+    Args:
+        host: the address to listen on.
+        port: the port; 0 takes a free one.
+    """
+    from flows.webhook import serve  # noqa: PLC0415 - a server's imports are not for every command
+
+    return _guarded(lambda: serve(host, port, home))
+
+
+@app.command
+def register() -> int:
+    """Register the Batch Provider block with the Prefect server, so that its page has a form for keys."""
+
+    def command() -> int:
+        from tasks.credentials import register_blocks  # noqa: PLC0415 - Prefect takes seconds to import
+
+        register_blocks()
+        print("registered: make one on Prefect's page under Blocks, and name it in jobs as provider.credentials")  # noqa: T201 - it is the output
+        return OK
+
+    return _guarded(command)
 
 
 @app.command
@@ -107,33 +330,30 @@ def _guarded(command: Callable[[], int]) -> int:
         return INTERRUPTED
 
 
-def _run(opened: Run, *, as_json: bool, verbose: bool, show: bool = False) -> int:
-    console = Console(stderr=as_json)
+def _run(
+    job: Job, home: str | None, console: Console, *, verbose: bool, yes: bool, as_json: bool, show: bool = False
+) -> int:
+    opened = open_run(job, home=home)
     _configure_prefect(console, verbose=verbose)
     from flows.run import run_batch  # noqa: PLC0415 - Prefect takes seconds to import
     from flows.terminal import progress, show_answers, show_outcome  # noqa: PLC0415
-    from overnight.connect import check_address  # noqa: PLC0415
-    from tasks.build import check_run  # noqa: PLC0415
 
-    check_run(opened)
-    check_address(opened)
+    opened = _approved(_checked(opened), console, yes=yes)
     _announce_server(console)
     with progress(opened, console):
-        summary = run_batch(opened.job, home=str(opened.home))
+        summary = run_batch(opened.job, home=str(opened.home), approve=True)
     if show:
         show_answers(summary, opened.job, console)
     show_outcome(summary, console)
-    if as_json:
-        print(json.dumps(summary.as_json()))  # noqa: T201 - it is the output
+    _printed(summary.as_json(), as_json=as_json)
     return OK if summary.within_bounds else TOO_MANY_FAILED
 
 
-def _plan(opened: Run, *, as_json: bool, verbose: bool) -> int:
-    console = Console(stderr=as_json)
+def _plan(job: Job, home: str | None, console: Console, *, verbose: bool, as_json: bool) -> int:
+    opened = open_run(job, home=home)
     _configure_prefect(console, verbose=verbose)
-    from rich.markdown import Markdown  # noqa: PLC0415
-
     from flows.plan import plan_batch  # noqa: PLC0415
+    from flows.terminal import show_markdown  # noqa: PLC0415
     from tasks.build import check_run  # noqa: PLC0415
     from tasks.plan import check_plan  # noqa: PLC0415
 
@@ -141,13 +361,61 @@ def _plan(opened: Run, *, as_json: bool, verbose: bool) -> int:
     check_run(opened)
     _announce_server(console)
     made = plan_batch(opened.job, home=str(opened.home))
-    if console.is_terminal:
-        console.print(Markdown(made.text))
-    else:
-        console.print(made.text, markup=False, highlight=False, soft_wrap=True)
+    show_markdown(made.text, console)
+    return _printed({name: value for name, value in vars(made).items() if name != "text"}, as_json=as_json)
+
+
+def _checked(opened: Run) -> Run:
+    """Says what is wrong with a job, its dataset or its provider before Prefect is started."""
+    from overnight.connect import check_address  # noqa: PLC0415 - these take a second to import
+    from tasks.build import check_run  # noqa: PLC0415
+
+    check_run(opened)
+    check_address(opened)
+    return opened
+
+
+def _approved(opened: Run, console: Console, *, yes: bool) -> Run:
+    """Asks on the terminal whether to send, where the job wants to be asked.
+
+    Raises:
+        JobError: the answer is no, or there is nobody to ask.
+    """
+    if yes or opened.job.limits.approve_above_usd is None:
+        return opened
+    from flows.terminal import ask  # noqa: PLC0415 - only for jobs that ask
+    from tasks.approve import needs_approval  # noqa: PLC0415
+    from tasks.plan import plan  # noqa: PLC0415
+
+    made = plan(opened)
+    if not needs_approval(opened.job, made):
+        return opened
+    if not sys.stdin.isatty():
+        raise JobError("the job may cost more than limits.approve_above_usd, and there is nobody to ask: give --yes")
+    rows = ask(made, console)
+    return opened.with_max_rows(rows) if rows else opened
+
+
+def _provider(name: str, overrides: list[str] | None) -> dict[str, Any]:
+    from tasks.connect import choose_provider  # noqa: PLC0415 - Prefect takes seconds to import
+
+    chosen = choose_provider(name).model_dump(mode="json", exclude_unset=True)
+    return with_overrides({"profile": choose_provider(name).profile, **chosen}, overrides or ())
+
+
+def _show_standings(standings: list[Any], console: Console, *, as_json: bool) -> int:
+    from flows.terminal import standing_line  # noqa: PLC0415 - rich tables are not for every command
+
+    for now in standings:
+        console.print(standing_line(now), soft_wrap=True, highlight=False)
+    if not standings:
+        console.print("no job has anything left to do")
+    return _printed({"jobs": [dataclasses.asdict(now) for now in standings]}, as_json=as_json)
+
+
+def _printed(values: dict[str, Any], *, as_json: bool) -> int:
     if as_json:
-        fields = {name: value for name, value in vars(made).items() if name != "text"}
-        print(json.dumps(fields))  # noqa: T201 - it is the output
+        print(json.dumps(values, default=str))  # noqa: T201 - it is the output
     return OK
 
 
@@ -164,9 +432,13 @@ def _announce_server(console: Console) -> None:
         console.print("No PREFECT_API_URL: Prefect starts a server of its own, which takes a moment.", style="dim")
 
 
-def main() -> None:
-    """Runs the command line."""
-    app()
+def main(command: str | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        command: the subcommand, where the module that was started says it already.
+    """
+    app([command, *sys.argv[1:]] if command else None)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,33 @@
-"""Names of flow runs, by which a person finds them again."""
+"""Names and tags of flow runs, by which a person finds them again, and the parameter that they are made from."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import httpx
+from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
+from pydantic import Field
 
-from overnight.job import Job
+from overnight.job import Job, ProviderChoice
+from overnight.run import Run
+
+JobFile = Annotated[str, Field(title="job file or name", description="The path of a job file on the worker's machine.")]
+ProviderName = Annotated[
+    str,
+    Field(title="profile or job file", description="The name of a profile, or the path of a job file that names one."),
+]
+if TYPE_CHECKING:
+    JobInput = Job | dict[str, Any] | str
+    ProviderInput = ProviderChoice | dict[str, Any] | str
+else:  # what the page makes its forms of: a dict from Python would be a third tab there, with a bare text box
+    JobInput = Job | JobFile
+    ProviderInput = ProviderChoice | ProviderName
+_MOST_BATCH_TAGS = 20
+logger = logging.getLogger("overnight.names")
 
 
 def job_name(job: Any) -> str:
@@ -23,3 +42,33 @@ def job_name(job: Any) -> str:
 def name_run() -> str:
     """The name of the current flow run: its job's."""
     return job_name(flow_run.parameters.get("job"))
+
+
+def name_sweep() -> str:
+    """The name of the current sweep: its job's, or `all jobs`."""
+    return str(flow_run.parameters.get("job") or "all jobs")
+
+
+def name_provider_run() -> str:
+    """The name of the current flow run: its provider's."""
+    provider = flow_run.parameters.get("provider")
+    if isinstance(provider, Mapping):
+        return str(provider.get("profile", "provider"))
+    return str(getattr(provider, "profile", None) or provider)
+
+
+def label_run(run: Run) -> None:
+    """Names the current flow run `reviews · 60 rows · local`, and tags it with job, provider, model and batches."""
+    record = run.ledger.job(run.job.name)
+    if flow_run.id is None or record is None:
+        return
+    batches = [b.batch_id for shard in run.ledger.shards(run.job.name) for b in shard.batches if b.batch_id]
+    name = f"{run.job.name} · {record.rows:,} rows · {run.job.profile.name}"
+    ours = {f"job:{run.job.name}", f"provider:{run.job.profile.name}"}
+    ours |= {f"model:{run.job.model}"} if run.job.model else set()
+    tags = {*flow_run.tags, *ours, *batches[-_MOST_BATCH_TAGS:]}
+    try:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(flow_run.id, name=name, tags=sorted(tags))
+    except httpx.HTTPError as error:
+        logger.warning("the run cannot be named on Prefect's page: %s", error)

@@ -7,54 +7,39 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.prompt import Prompt
 from rich.table import Table
 
+from overnight.errors import JobError
 from overnight.home import shown
 from overnight.job import Job
 from overnight.parquet import read_batches
+from overnight.planning import Plan
 from overnight.prices import listed_rates
-from overnight.records import Shard
 from overnight.run import Run
-from overnight.states import AT_PROVIDER
-from overnight.summary import Summary, dollars, duration
+from overnight.standing import Standing, standing
+from overnight.summary import Summary, counted_of, dollars, duration
 
 _LOOK_SECONDS = 0.3
 _SAMPLE_ROWS = 12
 _COMPARED_MODEL = ("gpt-4o-mini", "openai")
 
 
-class Standing(NamedTuple):
-    """How far a run is."""
-
-    text: str
-    done: int
-    total: int | None
-    """Distinct requests; None until they are built."""
-
-
-def standing(shards: list[Shard], requests: int | None) -> Standing:
-    """How far a job's requests are, from the ledger."""
-    if requests is None:
-        return Standing("building the requests", 0, None)
-    waiting = [shard for shard in shards if not shard.settled]
-    batches = [batch for shard in waiting if (batch := shard.open_batch)]
-    answered = sum((batch.done or 0) + (batch.failed or 0) for batch in batches)
-    done = max(0, requests - sum(shard.requests for shard in waiting) + answered)
-    at_provider = sum(batch.state in AT_PROVIDER for batch in batches)
-    if not waiting:
-        return Standing("joining the answers", done, requests)
-    held = next((shard.hold_reason for shard in waiting if shard.hold_reason and shard.hold_until), None)
-    why = f", held back: {held[:60]}" if held and not at_provider else ""
-    left = len(waiting) - at_provider
-    more = f", {left:,} to be sent" if left else ""
-    return Standing(f"{at_provider:,} open batches{more}{why}", done, requests)
+def standing_text(now: Standing) -> str:
+    """How far a run is, in a few words."""
+    if now.done:
+        return "joining the answers"
+    why = f", held back: {now.held[:60]}" if now.held and not now.open_batches else ""
+    more = f", {now.unsent:,} to be sent" if now.unsent else ""
+    return f"{counted_of(now.open_batches, 'open batch')}{more}{why}"
 
 
 @contextmanager
@@ -87,8 +72,8 @@ def _watch(run: Run, bars: Progress, bar: Any, ended: threading.Event) -> None:
     while not ended.wait(_LOOK_SECONDS):
         record = run.ledger.job(run.job.name)
         if record is not None and record.built_at >= started:
-            now = standing(run.ledger.shards(run.job.name), record.requests)
-            bars.update(bar, description=now.text, completed=now.done, total=now.total)
+            now = standing(run.job.name, run.ledger.shards(run.job.name), record.requests, record.stopped)
+            bars.update(bar, description=standing_text(now), completed=now.answered, total=now.requests)
 
 
 def configure_logging(console: Console, *, verbose: bool) -> None:
@@ -106,18 +91,67 @@ def configure_logging(console: Console, *, verbose: bool) -> None:
         ours.addHandler(lines)
 
 
+def standing_line(now: Standing) -> str:
+    """How far a job is, in a line."""
+    if now.done:
+        return f"{now.job}: done, {now.answered:,} of {now.requests:,} requests" + (
+            f"; stopped: {now.stopped}" if now.stopped else ""
+        )
+    return f"{now.job}: {now.answered:,} of {now.requests:,} requests answered, {standing_text(now)}"
+
+
+def show_markdown(text: str, console: Console) -> None:
+    """Markdown as it looks on a terminal; as it stands elsewhere."""
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Rows of the same keys as a table."""
+    if not rows:
+        console.print("none")
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*("–" if value is None else str(value) for value in row.values()))
+    console.print(table)
+
+
+def ask(made: Plan, console: Console) -> int | None:
+    """Shows a plan and asks whether to send it; returns the number of rows where the answer is one.
+
+    Raises:
+        JobError: the answer is no.
+    """
+    show_markdown(made.text, console)
+    answer = (
+        Prompt.ask("Send it? yes, no, or how many of the first rows", default="no", console=console).strip().lower()
+    )
+    if answer in ("y", "yes"):
+        return None
+    if answer.isdecimal() and int(answer) > 0:
+        return int(answer)
+    raise JobError("not approved: nothing was sent")
+
+
 def show_outcome(summary: Summary, console: Console) -> None:
     """Counts, tokens, cost and paths."""
     others = ", ".join(f"{rows:,} {status}" for status, rows in summary.statuses.items() if status != "succeeded")
+    sent = f"{counted_of(summary.requests, 'request')}, {counted_of(summary.batches, 'batch')}"
     console.print(
         f"[bold]{summary.job}[/]: {summary.succeeded:,} of {summary.rows:,} rows answered"
-        f"{f' ({others})' if others else ''}, {summary.requests:,} requests, {summary.batches:,} batches, "
-        f"{duration(summary.seconds)}"
+        f"{f' ({others})' if others else ''}, {sent}, {duration(summary.seconds)}"
     )
     tokens = f"{summary.input_tokens:,} input and {summary.output_tokens:,} output tokens"
-    console.print(f"{tokens}, cost {dollars(summary.cost_usd)}")
+    extra = (summary.billed_usd or 0) - (summary.cost_usd or 0)
+    more = f", {dollars(summary.billed_usd)} with every attempt" if extra > 1e-9 else ""
+    console.print(f"{tokens}, cost {dollars(summary.cost_usd)}{more}")
     for what, path in (("joined", summary.joined), ("failed", summary.failed_rows), ("report", summary.report)):
         console.print(f"  {what:<7} {shown(path)}", soft_wrap=True, highlight=False)
+    if summary.stopped:
+        console.print(f"[bold red]stopped[/]: {summary.stopped}; run it again to send the rest", soft_wrap=True)
     if not summary.within_bounds:
         console.print(
             f"[bold red]{summary.failed_fraction:.1%} of the rows have no answer, more than max_failed_fraction "

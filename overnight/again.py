@@ -120,7 +120,7 @@ def write_again(
     def write(staging: Path) -> Iterator[NewShard]:
         for how, replies in again.items():
             limits = profile.overridden(max_requests=how.largest and min(how.largest, profile.max_requests))
-            writer = ShardWriter(staging, round_, numbers, limits, _kind(shard), how.attempt, how.reask)
+            writer = ShardWriter(staging, round_, numbers, limits, _kind(shard), how.attempt, how.reask, shard.canary)
             for custom_id, line in _lines(folder, shard):
                 if custom_id in replies:
                     writer.write([reasked(line, replies[custom_id]) if how.reask > shard.reask else line])
@@ -135,7 +135,7 @@ def cut_shard(folder: JobFolder, shard: Shard, profile: Profile, ledger: Ledger)
 
     def write(staging: Path) -> Iterator[NewShard]:
         half = profile.overridden(max_requests=max(1, shard.requests // 2))
-        writer = ShardWriter(staging, round_, numbers, half, _kind(shard), shard.attempt, shard.reask)
+        writer = ShardWriter(staging, round_, numbers, half, _kind(shard), shard.attempt, shard.reask, shard.canary)
         for _, line in _lines(folder, shard):
             writer.write([line])
         yield from writer.finish()

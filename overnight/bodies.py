@@ -42,6 +42,7 @@ class Body(msgspec.Struct):
     model: str | None = None
     error: Any = None
     incomplete_details: Any = None
+    service_tier: Any = None
 
 
 _decode_typed = msgspec.json.Decoder(Body).decode
@@ -99,9 +100,9 @@ def _joined_parts(content: Any) -> str | None:
 def reply_with(body: Body, verdict: Verdict, answer: Any, fields: Sequence[Any] = (), code: str | None = None,
            message: str | None = None) -> Reply:  # fmt: skip
     """A verdict with the tokens, model and finish reason that the body tells."""
-    usage = body.usage
+    usage, tier = body.usage, body.service_tier if isinstance(body.service_tier, str) else None
     if usage is None:
-        return Reply(verdict, answer, tuple(fields), _finish(body), code, message, body.model)
+        return Reply(verdict, answer, tuple(fields), _finish(body), code, message, body.model, service_tier=tier)
     details = usage.prompt_tokens_details or usage.input_tokens_details
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
     return Reply(
@@ -115,6 +116,7 @@ def reply_with(body: Body, verdict: Verdict, answer: Any, fields: Sequence[Any] 
         usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens,
         usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens,
         cached if isinstance(cached, int) else None,
+        tier,
     )
 
 

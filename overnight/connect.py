@@ -1,10 +1,18 @@
-"""From a job to its provider: the address, the key, and the embedded endpoint where that is what it names."""
+"""From a profile to its provider: the address, the key, and the embedded endpoint where that is what it names."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from overnight.local import local_endpoint
+from overnight.profiles import Profile
 from overnight.provider import Provider
 from overnight.run import Run
+
+
+def is_embedded(profile: Profile) -> bool:
+    """Whether the embedded endpoint is meant, which is started where it does not run."""
+    return profile.name == "local" and profile.base_url is None
 
 
 def check_address(run: Run) -> None:
@@ -13,24 +21,31 @@ def check_address(run: Run) -> None:
     Raises:
         NoBatchApi, ProviderError, ProviderUnavailable, Unauthorized: it cannot be used.
     """
-    embedded = run.job.profile.name == "local" and run.job.profile.base_url is None
-    if not embedded and run.job.provider.credentials is None:
-        with connect(run) as provider:
+    if not is_embedded(run.job.profile) and run.job.provider.credentials is None:
+        with connect(run.job.profile, run.home) as provider:
             provider.check()
 
 
-def connect(run: Run, api_key: str | None = None) -> Provider:
-    """Makes the job's provider; starts the embedded endpoint for the `local` profile without a base_url.
+def connect(
+    profile: Profile,
+    home: Path,
+    api_key: str | None = None,
+    organization: str | None = None,
+    project: str | None = None,
+) -> Provider:
+    """Makes a provider; starts the home's embedded endpoint for the `local` profile without a base_url.
 
     Args:
-        run: whose job names the provider.
+        profile: who it is.
+        home: where the embedded endpoint keeps its batches.
         api_key: a key from elsewhere than the environment.
+        organization: of the account, where a key has several.
+        project: the same.
 
     Raises:
         NoBatchApi, ProviderError, Unauthorized: as `Provider` does.
         Terminal: the embedded endpoint does not start.
     """
-    profile = run.job.profile
-    if profile.name == "local" and profile.base_url is None:
-        profile = profile.overridden(base_url=local_endpoint(run.home))
-    return Provider(profile, api_key)
+    if is_embedded(profile):
+        profile = profile.overridden(base_url=local_endpoint(home))
+    return Provider(profile, api_key, organization, project)

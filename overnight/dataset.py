@@ -64,6 +64,19 @@ class Rows:
                 yield batch.slice(start, BATCH_ROWS)
 
 
+def first_rows(rows: Rows, count: int) -> Rows:
+    """Only the first rows of a dataset."""
+
+    def read() -> Iterator[pa.RecordBatch]:
+        left = count
+        for batch in rows.read():
+            yield batch.slice(0, left)
+            if (left := left - batch.num_rows) <= 0:
+                return
+
+    return Rows(rows.schema, f"{rows.fingerprint} first {count}", read)
+
+
 def open_dataset(dataset: Dataset, *, request_lines: bool = False) -> Rows:
     """Finds the files and settles the schema.
 

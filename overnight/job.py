@@ -42,7 +42,7 @@ class Dataset(_Part):
 class Generate(_Part):
     """One chat completion per row, free text or structured."""
 
-    kind: Literal["generate"]
+    kind: Literal["generate"] = "generate"
     prompt: Template
     """The user message."""
     system: str | None = None
@@ -55,7 +55,7 @@ class Generate(_Part):
 class Summarize(_Part):
     """A summary per row."""
 
-    kind: Literal["summarize"]
+    kind: Literal["summarize"] = "summarize"
     text: Template
     """What to summarize."""
     sentences: int = Field(default=2, ge=1, le=50)
@@ -67,7 +67,7 @@ class Summarize(_Part):
 class Translate(_Part):
     """A translation per row."""
 
-    kind: Literal["translate"]
+    kind: Literal["translate"] = "translate"
     text: Template
     """What to translate."""
     target_language: str = Field(min_length=1)
@@ -79,7 +79,7 @@ class Translate(_Part):
 class Classify(_Part):
     """One label per row, from a list."""
 
-    kind: Literal["classify"]
+    kind: Literal["classify"] = "classify"
     text: Template
     """What to classify."""
     labels: tuple[str, ...] | dict[str, str] = Field(min_length=2)
@@ -100,7 +100,7 @@ class Classify(_Part):
 class Extract(_Part):
     """Named, typed fields per row."""
 
-    kind: Literal["extract"]
+    kind: Literal["extract"] = "extract"
     text: Template
     """What to extract from."""
     fields: dict[str, Literal["string", "integer", "number", "boolean", "strings"]] = Field(min_length=1)
@@ -112,7 +112,7 @@ class Extract(_Part):
 class Embed(_Part):
     """An embedding per row (`/v1/embeddings`)."""
 
-    kind: Literal["embed"]
+    kind: Literal["embed"] = "embed"
     input: Template
     """What to embed."""
 
@@ -120,7 +120,7 @@ class Embed(_Part):
 class Respond(_Part):
     """One call of the Responses API per row (`/v1/responses`)."""
 
-    kind: Literal["respond"]
+    kind: Literal["respond"] = "respond"
     input: Template
     """What to answer."""
     instructions: str | None = None
@@ -132,7 +132,7 @@ class Respond(_Part):
 class Complete(_Part):
     """A plain completion per row (`/v1/completions`)."""
 
-    kind: Literal["complete"]
+    kind: Literal["complete"] = "complete"
     prompt: Template
     """The text to continue."""
 
@@ -140,7 +140,7 @@ class Complete(_Part):
 class Moderate(_Part):
     """A moderation verdict per row (`/v1/moderations`)."""
 
-    kind: Literal["moderate"]
+    kind: Literal["moderate"] = "moderate"
     input: Template
     """What to judge."""
 
@@ -148,7 +148,7 @@ class Moderate(_Part):
 class Raw(_Part):
     """Request bodies that exist already, sent as they are."""
 
-    kind: Literal["raw"]
+    kind: Literal["raw"] = "raw"
     body: str | None = None
     """The column that holds whole request bodies (JSON text or a struct). Left out: the dataset is a batch JSONL file,
     with its own custom_ids."""
@@ -156,9 +156,15 @@ class Raw(_Part):
     """The endpoint for the bodies of a column; a batch JSONL file names its own."""
 
 
+def _as_tabs(schema: dict[str, Any]) -> None:
+    """Prefect's form makes tabs of `anyOf`, and a bare text box of `oneOf` with a discriminator."""
+    schema["anyOf"] = schema.pop("oneOf")
+    schema.pop("discriminator")
+
+
 Task = Annotated[
     Generate | Summarize | Translate | Classify | Extract | Embed | Respond | Complete | Moderate | Raw,
-    Field(discriminator="kind"),
+    Field(discriminator="kind", json_schema_extra=_as_tabs),
 ]
 
 
@@ -171,7 +177,7 @@ class Prices(_Part):
     """USD per million output tokens, as batches are billed."""
 
 
-class ProviderChoice(_Part):
+class ProviderChoice(_Part, title="Provider"):
     """Who answers. A profile gives everything; the other fields override it."""
 
     profile: Annotated[str, AfterValidator(_known_profile)] = Field(
@@ -183,16 +189,36 @@ class ProviderChoice(_Part):
     api_key_env: str | None = None
     """The environment variable that holds the key. The key itself never stands in a job."""
     credentials: str | None = None
-    """The name of a Prefect `Secret` block that holds the key."""
+    """The name of a Prefect `BatchProvider` block that holds the key; what the job leaves out of profile and base_url,
+    the block gives."""
     completion_window: str | None = None
     """How long the provider may take, such as `24h`."""
-    prices: Prices | None = None
+    prices: Prices | None = Field(default=None, title="Prices")
     """USD per million tokens, where the price list has none."""
+
+    @property
+    def as_profile(self) -> Profile:
+        """The provider's profile with these overrides applied."""
+        return Profile.named(self.profile).overridden(
+            base_url=self.base_url,
+            has_batch_api=True if self.base_url else None,
+            api_key_env=self.api_key_env,
+            completion_window=self.completion_window,
+        )
 
 
 class Limits(_Part):
-    """How much at once, how often, how long. What is left out comes from the provider's profile."""
+    """How much, how often, how long. What is left out comes from the provider's profile."""
 
+    budget_usd: float | None = Field(default=None, gt=0)
+    """What the job may cost in all, over all its runs: a batch that could go above it is not sent."""
+    approve_above_usd: float | None = Field(default=None, ge=0)
+    """Ask a person before anything is sent, where a run may cost more than this."""
+    canary_rows: int | None = Field(default=None, ge=1)
+    """Send so many requests first; the others only when no more than `max_failed_fraction` of these failed, and none
+    cost more than planned."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Take only the first rows of the dataset."""
     max_requests: int | None = Field(default=None, ge=1)
     """Requests in one batch."""
     max_bytes: int | None = Field(default=None, ge=1024)
@@ -228,6 +254,8 @@ class Report(_Part):
 
     compare: str | None = None
     """A column with the expected answers: the report shows how many agree."""
+    samples: int = Field(default=10, ge=0, le=100)
+    """Rows with their answers, and rows without, that the page shows, picked at random; 0 keeps rows off the page."""
 
 
 class Job(_Part):
@@ -272,12 +300,7 @@ class Job(_Part):
     @property
     def profile(self) -> Profile:
         """The provider's profile with this job's overrides applied."""
-        chosen = self.provider
-        return Profile.named(chosen.profile).overridden(
-            base_url=chosen.base_url,
-            has_batch_api=True if chosen.base_url else None,
-            api_key_env=chosen.api_key_env,
-            completion_window=chosen.completion_window,
+        return self.provider.as_profile.overridden(
             max_requests=self.limits.max_requests,
             max_bytes=self.limits.max_bytes,
             max_enqueued_tokens=self.limits.max_enqueued_tokens,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Union, get_args, get_origin
+from typing import Any, NamedTuple, Union, cast, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from overnight.errors import JobError, Problem
-from overnight.job import Job, Task
+from overnight.job import Job, ProviderChoice, Task
 from overnight.suggest import did_you_mean
 
 
@@ -36,6 +36,8 @@ def load_job(source: Job | Mapping[str, Any] | Path | str, overrides: Iterable[s
     Raises:
         JobError: the file cannot be read, or fields are unknown, missing or wrong; lists all of them with their lines.
     """
+    if isinstance(source, Job) and not overrides:
+        return source
     if isinstance(source, Job):
         document = _Document("job", source.model_dump(mode="json", by_alias=True), {})
     elif isinstance(source, Mapping):
@@ -43,13 +45,27 @@ def load_job(source: Job | Mapping[str, Any] | Path | str, overrides: Iterable[s
     else:
         document = _read_yaml(Path(source))
     values = document.values
-    for override in overrides:
-        values = _with_override(values, override)
+    values = with_overrides(values, overrides)
     try:
         return Job.model_validate(values)
     except ValidationError as invalid:
         problems = [_problem(error, document) for error in invalid.errors(include_url=False)]
         raise JobError(f"{document.name} is not a valid job:", problems) from None
+
+
+def read_provider(values: Mapping[str, Any]) -> ProviderChoice:
+    """Reads and checks the provider part of a job by itself.
+
+    Raises:
+        JobError: lists what is wrong.
+    """
+    document = _Document("provider", {"provider": dict(values)}, {})
+    try:
+        return ProviderChoice.model_validate(document.values["provider"])
+    except ValidationError as invalid:
+        errors = [{**error, "loc": ("provider", *error["loc"])} for error in invalid.errors(include_url=False)]
+        problems = [_problem(cast(ErrorDetails, error), document) for error in errors]
+        raise JobError("this is no provider:", problems) from None
 
 
 def _read_yaml(path: Path) -> _Document:
@@ -90,6 +106,18 @@ def _collect_lines(
         for index, value in enumerate(node.value):
             lines[(*at, str(index))] = value.start_mark.line + 1
             _collect_lines(value, (*at, str(index)), lines, twice, file)
+
+
+def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Settings with `dotted.key=value` ones over them, each value read as YAML.
+
+    Raises:
+        JobError: one of them is not of that form.
+    """
+    changed = dict(values)
+    for override in overrides:
+        changed = _with_override(changed, override)
+    return changed
 
 
 def _with_override(values: Mapping[str, Any], override: str) -> dict[str, Any]:

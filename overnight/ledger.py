@@ -35,6 +35,7 @@ JOBS = sa.Table(
     sa.Column("built_at", sa.Double, nullable=False),
     sa.Column("joined_at", sa.Double),
     sa.Column("seconds", sa.Double),
+    sa.Column("stopped", sa.Text),                      # why nothing more of it is sent
 )  # fmt: skip
 LEASES = sa.Table(
     "leases", _METADATA,
@@ -57,6 +58,7 @@ SHARDS = sa.Table(
     sa.Column("provider", sa.Text, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("reask", sa.Integer, nullable=False),
+    sa.Column("canary", sa.Integer),                    # the round whose first requests it holds
     sa.Column("settled", sa.Boolean, nullable=False, default=False),
     sa.Column("hold_until", sa.Double),
     sa.Column("hold_reason", sa.Text),
@@ -87,6 +89,8 @@ BATCHES = sa.Table(
     sa.Column("failed", sa.Integer),
     sa.Column("errors", sa.JSON),                       # of the whole batch: [code, message, line]
     sa.Column("verdicts", sa.JSON),
+    sa.Column("usage", sa.JSON),
+    sa.Column("service_tiers", sa.JSON),
 )  # fmt: skip
 
 LEARNED = sa.Table(
@@ -109,6 +113,7 @@ class Ledger:
             sa.event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
         with self._transaction() as connection:
             _METADATA.create_all(connection)
+            _add_new_columns(connection)
 
     @staticmethod
     def of(home: Path) -> Ledger:
@@ -186,6 +191,20 @@ class Ledger:
             connection.execute(sa.delete(JOBS).where(JOBS.c.name == record.name))
             connection.execute(sa.insert(JOBS).values(**values))
             _insert_shards(connection, record.name, shards)
+
+    def stop(self, job: str, reason: str) -> None:
+        """Sends nothing more of a job: shards without a batch at the provider are settled as they are.
+
+        The next build takes the job up again.
+        """
+        mine = sa.select(SHARDS.c.id).where(SHARDS.c.job == job, sa.not_(SHARDS.c.settled))
+        begun = BATCHES.c.shard_id.in_(mine) & BATCHES.c.state.in_([State.UPLOADING, State.UPLOADED])
+        sent = sa.select(BATCHES.c.shard_id).where(BATCHES.c.state.in_(OPEN))
+        with self._transaction() as connection:
+            connection.execute(sa.update(JOBS).where(JOBS.c.name == job).values(stopped=reason))
+            connection.execute(sa.update(BATCHES).where(begun).values(state=State.REFUSED))
+            unsent = SHARDS.c.id.in_(mine) & SHARDS.c.id.not_in(sent)
+            connection.execute(sa.update(SHARDS).where(unsent).values(settled=True))
 
     def joined(self, job: str, at: float, seconds: float) -> None:
         """Notes that the joined table holds all answers there are."""
@@ -279,10 +298,10 @@ class Ledger:
         with self._transaction() as connection:
             connection.execute(sa.update(BATCHES).where(BATCHES.c.id == batch.id).values(**values))
 
-    def settle(self, batch: Batch, at: float, verdicts: Mapping[str, int], again: Iterable[NewShard], job: str) -> None:
-        """Closes a collected attempt with its verdicts, and plans the shards of what is sent again."""
+    def settle(self, batch: Batch, at: float, outcome: Mapping[str, Any], again: Iterable[NewShard], job: str) -> None:
+        """Closes a collected attempt with its outcome (verdicts, usage), and plans the shards of what is sent again."""
         with self._transaction() as connection:
-            ending = {"collected_at": at, "verdicts": dict(verdicts), "status": batch.status}
+            ending = {"collected_at": at, "status": batch.status, **outcome}
             _move(connection, batch, State.COLLECTED, ending)
             connection.execute(sa.update(SHARDS).where(SHARDS.c.id == batch.shard_id).values(settled=True))
             _insert_shards(connection, job, list(again))
@@ -349,6 +368,17 @@ def _insert_shards(connection: sa.Connection, job: str, shards: Sequence[NewShar
                 for shard in shards
             ],
         )
+
+
+def _add_new_columns(connection: sa.Connection) -> None:
+    """Gives the tables of an older version the columns that came since: all of them may be null."""
+    inspector = sa.inspect(connection)
+    for table in _METADATA.sorted_tables:
+        there = {column["name"] for column in inspector.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                kind = column.type.compile(connection.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}")
 
 
 def _move(connection: sa.Connection, batch: Batch, to: State, values: Mapping[str, Any]) -> Batch:

@@ -44,6 +44,12 @@ def local_endpoint(home: Path) -> str:
         raise Terminal(f"the embedded endpoint is not ready after {START_SECONDS:.0f} s; its log: {data / 'log.txt'}")
 
 
+def serves(home: Path) -> bool:
+    """Whether this process started the home's endpoint: batches there go on only while it lives."""
+    child = _children.get(home / ".endpoint")
+    return child is not None and child.poll() is None
+
+
 def stop_local_endpoint(home: Path) -> None:
     """Stops the endpoint if this process started it; its batches go on at the next start."""
     with _lock:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from overnight.budget import Spending, output_limit
 from overnight.job import Job
 from overnight.prices import Rates, job_rates
 from overnight.run import Build
-from overnight.summary import dollars, table
+from overnight.summary import counted_of, dollars, table
 from overnight.tokens import BYTES_PER_TOKEN
 
 _MOST_SHARDS = 20
@@ -42,32 +43,25 @@ class Plan:
     """All of it for people, in Markdown."""
 
 
-def output_limit(job: Job) -> int | None:
-    """The most output tokens of one answer that the job's parameters allow."""
-    names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-    found = next((job.parameters[name] for name in names if name in job.parameters), None)
-    return found if isinstance(found, int) else None
-
-
-def make_plan(job: Job, build: Build, samples: Sequence[Mapping[str, Any]]) -> Plan:
+def make_plan(job: Job, build: Build, samples: Sequence[Mapping[str, Any]], so_far: Spending | None = None) -> Plan:
     """Adds a build up.
 
     Args:
         job: what is asked.
         build: what would be sent.
         samples: a few request bodies.
+        so_far: what earlier runs spent and reserved, where the job has a budget.
     """
     sent = sum(shard.requests for shard in build.shards)
     size = sum(shard.bytes for shard in build.shards)
     given = sum(shard.tokens for shard in build.shards)
     limit = output_limit(job)
-    made = 0 if job.task.kind in ("embed", "moderate") else None if limit is None else limit * sent
+    made = None if limit is None else limit * sent
     rates = job_rates(job)
     cost = rates.cost(given, made or 0) if rates else None
     source = rates.source if rates else "no price is known: set provider.prices"
-    head = f"# Plan of {job.name}\n\n" + table(
-        ["", ""], _figures(job, build, sent, size, given, made, cost, source, rates)
-    )
+    figures = _figures(job, build, sent, size, given, made, cost, source, rates)
+    head = f"# Plan of {job.name}\n\n" + table(["", ""], [*figures, *_limits(job, so_far)])
     text = "\n\n".join(filter(None, [head, _shards(build), _notes(job), _samples(samples)])) + "\n"
     return Plan(job.name, build.rows, build.unsendable, build.requests, build.known, len(build.shards), size, given,
                 made, cost, source, text)  # fmt: skip
@@ -81,7 +75,7 @@ def _figures(job: Job, build: Build, sent: int, size: int, given: int, made: int
         ("rows", f"{build.rows:,}" + (f", {build.unsendable:,} of them cannot be sent" if build.unsendable else "")),
         ("distinct requests", f"{build.requests:,}"),
         ("answered already or on their way", f"{build.known:,}"),
-        ("to be sent", f"{sent:,} requests in {len(build.shards):,} batches, {size:,} bytes"),
+        ("to be sent", f"{counted_of(sent, 'request')} in {counted_of(len(build.shards), 'batch')}, {size:,} bytes"),
         ("input tokens", f"about {given:,} (estimated at {BYTES_PER_TOKEN} bytes each)"),
         ("output tokens", "unknown: parameters.max_tokens is not set" if made is None else f"{bound}{made:,}"),
         (
@@ -92,6 +86,20 @@ def _figures(job: Job, build: Build, sent: int, size: int, given: int, made: int
     if rates and rates.real_time and cost:
         rows.append(("in real time", dollars(cost * rates.real_time)))
     return rows
+
+
+def _limits(job: Job, so_far: Spending | None) -> Iterator[tuple[str, str]]:
+    """What the job says of money and of care."""
+    limits = job.limits
+    if limits.budget_usd is not None and so_far is not None:
+        yield (
+            "limits.budget_usd",
+            f"{dollars(limits.budget_usd)}: {dollars(so_far.spent)} spent, {dollars(so_far.reserved)} reserved",
+        )
+    if limits.approve_above_usd is not None:
+        yield "limits.approve_above_usd", f"{dollars(limits.approve_above_usd)}: above it a person is asked"
+    if limits.canary_rows is not None:
+        yield "limits.canary_rows", f"{limits.canary_rows:,} requests go first, the others only when these are well"
 
 
 def _shards(build: Build) -> str:

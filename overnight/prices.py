@@ -30,17 +30,23 @@ class Rates:
         return (input_tokens - cached_tokens) * self.input + cached_tokens * self.cached + output_tokens * self.output
 
 
-def job_rates(job: Job) -> Rates | None:
-    """The rates that a job is billed at: its own, else the price list's; None where they are unknown."""
+def job_rates(job: Job, model: str | None = None) -> Rates | None:
+    """The rates that a job is billed at: its own, else the price list's; None where they are unknown.
+
+    Args:
+        job: whose provider counts.
+        model: another model than the job's: raw bodies name their own, and earlier runs may have had another.
+    """
+    model = model or job.model
     if (given := job.provider.prices) is not None:
         source = "provider.prices of the job"
         return Rates(given.input / _MILLION, given.output / _MILLION, given.input / _MILLION, source)
     profile = job.profile
     if profile.name == "local":
         return Rates(0.0, 0.0, 0.0, "the embedded model runs on this machine")
-    if profile.price_provider is None or job.model is None:
+    if profile.price_provider is None or model is None:
         return None
-    return listed_rates(job.model, profile.price_provider, profile.discount)
+    return listed_rates(model, profile.price_provider, profile.discount)
 
 
 def listed_rates(model: str, provider: str, discount: float | None) -> Rates | None:

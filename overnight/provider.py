@@ -7,13 +7,14 @@ batch, and lists without end where a server does not page. All of that is settle
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import httpx2
 import openai
@@ -39,15 +40,56 @@ _DOWNLOAD_TRIES = 4
 _OUTPUT_EXPIRY: Any = {"anchor": "created_at", "seconds": 30 * 86_400}
 
 
+class WebhookEvent(NamedTuple):
+    """What OpenAI tells of a batch that has ended."""
+
+    id: str
+    """Of the delivery: the same for every try."""
+    type: str
+    batch_id: str
+
+
+def read_webhook(body: bytes, headers: Mapping[str, str], secret: str) -> WebhookEvent | None:
+    """Reads a webhook's delivery (https://platform.openai.com/docs/guides/webhooks); None: it is about no batch.
+
+    Args:
+        body: as it arrived.
+        headers: in lower case.
+        secret: what it is signed with (`whsec_…`).
+
+    Raises:
+        Unauthorized: the signature is missing, wrong, or older than five minutes.
+    """
+    with openai.OpenAI(api_key="none", webhook_secret=secret) as client:
+        try:
+            client.webhooks.verify_signature(body, headers, secret=secret)
+            event: Any = json.loads(body)
+        except (openai.InvalidWebhookSignatureError, ValueError) as error:
+            raise Unauthorized(f"this is no delivery that was signed with our secret: {error}") from None
+    data = event.get("data") if isinstance(event, dict) else None
+    kind = str(event.get("type")) if isinstance(event, dict) else ""
+    if not kind.startswith("batch.") or not isinstance(data, dict) or not isinstance(data.get("id"), str):
+        return None
+    return WebhookEvent(str(headers.get("webhook-id") or event.get("id")), kind, data["id"])
+
+
 class Provider:
     """One account at one provider; a context that closes its connections."""
 
-    def __init__(self, profile: Profile, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        api_key: str | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+    ) -> None:
         """Makes a client; nothing is sent.
 
         Args:
             profile: who it is.
             api_key: the key, where it is not in the profile's environment variable.
+            organization: sent as `OpenAI-Organization`.
+            project: sent as `OpenAI-Project`.
 
         Raises:
             NoBatchApi: the profile has no Batch API.
@@ -61,7 +103,9 @@ class Provider:
             raise ProviderError(f"the profile {profile.name!r} has no address: set provider.base_url")
         self.address = profile.base_url
         key = api_key or _key_from_environment(profile)
-        self._client = openai.OpenAI(base_url=self.address, api_key=key, max_retries=2, timeout=60)
+        self._client = openai.OpenAI(
+            base_url=self.address, api_key=key, organization=organization, project=project, max_retries=2, timeout=60
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -244,6 +288,30 @@ class Provider:
             return []
         listed = page.get("data") if isinstance(page, dict) else page
         return [file for file in map(remote_file, listed if isinstance(listed, list) else ()) if file is not None]
+
+    def all_files(self) -> Iterator[RemoteFile]:
+        """All files of the account, of any purpose, page by page.
+
+        Raises:
+            ProviderUnavailable: a page cannot be read.
+        """
+        seen: set[str] = set()
+        after: str | None = None
+        for _ in range(MAX_LIST_PAGES):
+            query = {"limit": _PAGE, "after": after} if after else {"limit": _PAGE}
+            with self._translated("list files"):
+                page: Any = self._client.get("/files", cast_to=object, options={"params": query})
+            data = page if isinstance(page, list) else page.get("data") if isinstance(page, dict) else None
+            if not isinstance(data, list):
+                raise ProviderUnavailable("the list of files cannot be read")
+            found = [file for file in map(remote_file, data) if file is not None]
+            if not found or found[0].id in seen:
+                return
+            yield from found
+            seen.update(file.id for file in found)
+            if not isinstance(page, dict) or not page.get("has_more"):
+                return
+            after = found[-1].id
 
     def delete(self, file_id: str) -> None:
         """Deletes a file; one that is gone already is fine."""

@@ -21,6 +21,8 @@ class JobRecord:
     built_at: float
     joined_at: float | None = None
     seconds: float | None = None
+    stopped: str | None = None
+    """Why nothing more of it is sent, until it is built again."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class NewShard:
     """Which attempt of its requests this is, from 1; what did not count as one is not counted."""
     reask: int = 0
     """How often its requests were asked again because their answers were invalid."""
+    canary: int | None = None
+    """The round whose first requests it holds, which are tried before the others."""
 
     @property
     def file_name(self) -> str:
@@ -82,6 +86,10 @@ class Batch:
     """Errors of the whole batch: code, message, line of the input file from 1 or None."""
     verdicts: dict[str, int] | None = None
     """How many requests got which verdict."""
+    usage: dict[str, int] | None = None
+    """Tokens of all its answers, whatever their verdict: input_tokens, output_tokens, cached_tokens."""
+    service_tiers: dict[str, int] | None = None
+    """How many answers name which service tier."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,13 +73,14 @@ _NOT_READY = frozenset({"pending", "running", "notrunning", "processing"})
 
 
 class RemoteFile(NamedTuple):
-    """A file as the provider describes it."""
+    """A file as the provider describes it; what it does not say is None."""
 
     id: str
     name: str | None
     bytes: int | None
     ready: bool
     """False while the provider says that it is still looking at it (Azure)."""
+    created_at: float | None = None
 
 
 def unwrapped(reply: Any) -> dict[str, Any]:
@@ -121,7 +122,9 @@ def remote_file(reply: Any) -> RemoteFile | None:
     if not isinstance(fields.get("id"), str):
         return None
     ready = str(fields.get("status")).lower() not in _NOT_READY
-    return RemoteFile(fields["id"], fields.get("filename"), _whole(fields.get("bytes")), ready)
+    created = fields.get("created_at")
+    made = float(created) if isinstance(created, int | float) else None
+    return RemoteFile(fields["id"], fields.get("filename"), _whole(fields.get("bytes")), ready, made)
 
 
 def _whole(value: Any) -> int | None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from overnight.dataset import Rows, open_dataset, save_frame
+import msgspec
+
+from overnight.dataset import Rows, first_rows, open_dataset, save_frame
+from overnight.errors import JobError
 from overnight.home import JobFolder, home_path
 from overnight.job import Job, Raw
 from overnight.jobfile import load_job
 from overnight.ledger import Ledger
+from overnight.prompt import answer_of
 from overnight.queue import Budget
 from overnight.records import NewShard, Shard
+from overnight.suggest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,17 @@ class Run:
         return any(shard.sent for shard in self.ledger.shards(self.job.name) if not shard.settled)
 
     def rows(self) -> Rows:
-        """The job's dataset; a batch JSONL file comes as its lines."""
-        return open_dataset(
+        """The job's dataset, as far as `limits.max_rows`; a batch JSONL file comes as its lines."""
+        rows = open_dataset(
             self.job.dataset, request_lines=isinstance(self.job.task, Raw) and self.job.task.body is None
         )
+        most = self.job.limits.max_rows
+        return rows if most is None else first_rows(rows, most)
+
+    def with_max_rows(self, count: int) -> Run:
+        """The same run over the first rows only."""
+        limits = self.job.limits.model_copy(update={"max_rows": count})
+        return replace(self, job=self.job.model_copy(update={"limits": limits}))
 
 
 def open_run(job: Job | Mapping[str, Any] | Path | str, dataset: Any = None, home: str | None = None) -> Run:
@@ -76,9 +88,39 @@ def open_run(job: Job | Mapping[str, Any] | Path | str, dataset: Any = None, hom
     return Run(read, folder.home)
 
 
-@dataclass(frozen=True)
-class Build:
-    """What a build made."""
+def recorded_run(name: str, home: str | Path | None = None) -> Run:
+    """A job as the ledger has it, from its last build.
+
+    Raises:
+        JobError: no job of this name was built in the home.
+    """
+    path = home_path(home)
+    ledger = Ledger.of(path)
+    if (record := ledger.job(name)) is None:
+        raise JobError(f"no job {name!r} was built in {path}{did_you_mean(name, ledger.jobs())}")
+    return Run(load_job(record.job), path)
+
+
+def self_contained(job: Job) -> Job:
+    """The job as a sweep can take it up from any folder: paths absolute, an answer's schema read in.
+
+    Raises:
+        JobError: the schema cannot be read.
+    """
+    changes: dict[str, Any] = {}
+    if job.dataset.path and "://" not in job.dataset.path:
+        changes["dataset"] = job.dataset.model_copy(update={"path": str(Path(job.dataset.path).absolute())})
+    if isinstance(getattr(job.task, "output_schema", None), str):
+        changes["task"] = job.task.model_copy(update={"output_schema": answer_of(job).schema})
+    return job.model_copy(update=changes)
+
+
+class Build(msgspec.Struct, frozen=True):
+    """What a build made.
+
+    A struct, which Prefect does not look into: it would draw an arrow from the build to every task run that takes one
+    of the strings in it.
+    """
 
     rows: int
     unsendable: int

@@ -65,6 +65,8 @@ class ShardWriter:
         kind: Kind,
         attempt: int = 1,
         reask: int = 0,
+        canary: int | None = None,
+        first: int | None = None,
     ) -> None:
         """Makes a writer; the first line makes the first file.
 
@@ -76,9 +78,12 @@ class ShardWriter:
             kind: of all lines.
             attempt: of all requests.
             reask: how often their answers were invalid.
+            canary: the round of the canary that they belong to.
+            first: how many requests the first file takes: it is a canary then, of this round.
         """
         self._folder, self._round, self._numbers = folder, round_, numbers
         self._profile, self._kind, self._attempt, self._reask = profile, kind, attempt, reask
+        self._canary, self._first = canary, first
         self._limit = shard_limit(profile)
         self._shards: list[NewShard] = []
         self._count = 0
@@ -90,7 +95,7 @@ class ShardWriter:
                 self._open()
             ends = list(accumulate(map(len, lines)))
             fit = min(int(np.searchsorted(ends, self._limit.bytes - self._size, side="right")),
-                      self._limit.requests - self._count)  # fmt: skip
+                      min(self._limit.requests, self._first or self._limit.requests) - self._count)  # fmt: skip
             if fit > 0 or not self._count:
                 fit = max(fit, 1)
                 self._append(b"".join(lines[:fit]), fit)
@@ -137,6 +142,7 @@ class ShardWriter:
                 provider=self._profile.queue,
                 attempt=self._attempt,
                 reask=self._reask,
+                canary=self._round if self._first else self._canary,
             )
         )
-        self._count = 0
+        self._count, self._first = 0, None

@@ -36,7 +36,7 @@ STEPS: dict[State, frozenset[State]] = {
     State.UPLOADING: frozenset({State.UPLOADED, State.REFUSED}),
     State.UPLOADED: frozenset({State.CREATING, State.REFUSED}),
     State.CREATING: frozenset({State.SUBMITTED, State.UNKNOWN, State.REFUSED, State.ENDED}),
-    State.UNKNOWN: frozenset({State.SUBMITTED, State.CREATING}),
+    State.UNKNOWN: frozenset({State.SUBMITTED, State.CREATING, State.REFUSED}),
     State.SUBMITTED: frozenset({State.ENDED, State.REFUSED}),
     State.ENDED: frozenset({State.COLLECTED, State.REFUSED}),
     State.COLLECTED: frozenset(),

@@ -1,4 +1,4 @@
-"""What a run adds up to: the small summary that flows return, and the report as text."""
+"""What a run adds up to: the small summary that flows return, and figures as people read them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
-
-from overnight.home import shown
-from overnight.records import Shard
 
 if TYPE_CHECKING:  # a pipeline's step does without its 50 MB
     import pandas as pd
@@ -28,6 +25,10 @@ class Tally:
     """Rows by status."""
     errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Rows by status and error code."""
+    examples: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
+    """For each of these, its first row (from 0) and the message there."""
+    samples: str | None = None
+    """A few rows in Markdown."""
     requests: int = 0
     """Distinct requests."""
     input_tokens: int = 0
@@ -63,6 +64,10 @@ class Summary:
     failed_rows: Path
     report: Path
     seconds: float
+    billed_usd: float | None = None
+    """Of all attempts of all runs, those included whose answers were not good; None where the price is not known."""
+    stopped: str | None = None
+    """Why nothing more was sent, where the job was stopped."""
 
     @property
     def failed_fraction(self) -> float:
@@ -74,6 +79,15 @@ class Summary:
         """Whether no more rows failed than the job allows."""
         return self.failed_fraction <= self.max_failed_fraction
 
+    @property
+    def outcome(self) -> str:
+        """All of it in a sentence."""
+        text = f"{self.succeeded:,} of {self.rows:,} rows answered"
+        if not self.within_bounds:
+            bound = f"max_failed_fraction ({self.max_failed_fraction:.1%})"
+            text += f"; {self.failed_fraction:.1%} have no answer, more than {bound}"
+        return f"{text}; stopped: {self.stopped}" if self.stopped else text
+
     def to_pandas(self) -> pd.DataFrame:
         """The joined table, one row per row of the dataset."""
         frame: pd.DataFrame = pq.read_table(self.joined).to_pandas()
@@ -82,7 +96,7 @@ class Summary:
     def as_json(self) -> dict[str, Any]:
         """The fields that `--json` prints."""
         names = ("job", "rows", "requests", "batches", "succeeded", "failed", "input_tokens", "output_tokens",
-                 "cost_usd", "joined", "failed_rows", "seconds")  # fmt: skip
+                 "cost_usd", "billed_usd", "stopped", "joined", "failed_rows", "report", "seconds")  # fmt: skip
         values = asdict(self)
         return {name: str(values[name]) if isinstance(values[name], Path) else values[name] for name in names}
 
@@ -95,6 +109,12 @@ def dollars(amount: float | None) -> str:
         return "$0"
     digits = 2 if amount >= 0.1 else min(8, 2 - math.floor(math.log10(amount)))
     return f"${amount:,.{digits}f}"
+
+
+def counted_of(number: int, noun: str) -> str:
+    """A count for people: `1 batch`, `1,200 batches`, `3 rows`."""
+    ending = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{number:,} {noun}{ending}"
 
 
 def duration(seconds: float) -> str:
@@ -115,85 +135,3 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in ([*head], ["---"] * len(head), *cells)]
     return "\n".join(lines)
-
-
-def report_text(summary: Summary, tally: Tally, shards: Sequence[Shard], cost_source: str, real_time: float | None,
-                compare: str | None) -> str:  # fmt: skip
-    """The report in Markdown.
-
-    Args:
-        summary: the outcome.
-        tally: the counts behind it.
-        shards: all shards of the job with their batches.
-        cost_source: where the prices are from.
-        real_time: how many times as much the tokens cost in real time.
-        compare: the column of expected answers.
-    """
-    parts = [f"# {summary.job}", _rows_part(summary, tally)]
-    if compare and tally.compared:
-        share = tally.agreed / tally.compared
-        parts.append(f"**Agreement** with `{compare}`: {tally.agreed:,} of {tally.compared:,} answers ({share:.1%}).")
-    parts += [_errors_part(tally), _money_part(summary, tally, cost_source, real_time), _batches_part(shards)]
-    files = [("joined table", summary.joined), ("rows without an answer", summary.failed_rows)]
-    parts.append("## Files\n\n" + table(["what", "where"], [(what, f"`{shown(path)}`") for what, path in files]))
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _rows_part(summary: Summary, tally: Tally) -> str:
-    counted = [(status, f"{rows:,}", f"{rows / tally.rows:.1%}") for status, rows in tally.statuses.most_common()]
-    total = ("**all rows**", f"{sum(tally.statuses.values()):,}", "")
-    verdict = "within" if summary.within_bounds else "**above**"
-    return "\n\n".join(
-        [
-            f"{tally.rows:,} rows, {tally.requests:,} distinct requests, {summary.batches:,} batches, "
-            f"{duration(summary.seconds)}. {summary.failed_fraction:.1%} of the rows have no answer: {verdict} the "
-            f"bound of {summary.max_failed_fraction:.1%}.",
-            "## Rows",
-            table(["status", "rows", "share"], [*counted, total]),
-        ]
-    )
-
-
-def _errors_part(tally: Tally) -> str:
-    if not tally.errors:
-        return ""
-    rows = [(status, code, f"{count:,}") for (status, code), count in tally.errors.most_common(30)]
-    return "## Errors\n\n" + table(["status", "error_code", "rows"], rows)
-
-
-def _money_part(summary: Summary, tally: Tally, source: str, real_time: float | None) -> str:
-    rows = [
-        ("input tokens", f"{tally.input_tokens:,}"),
-        ("of them cached", f"{tally.cached_tokens:,}"),
-        ("output tokens", f"{tally.output_tokens:,}"),
-        ("cost", f"{dollars(summary.cost_usd)} ({source})"),
-    ]
-    if real_time and summary.cost_usd:
-        spent = summary.cost_usd * real_time
-        rows.append(("in real time", f"{dollars(spent)}: {dollars(spent - summary.cost_usd)} saved"))
-    return "## Tokens and cost\n\n" + table(["", ""], rows)
-
-
-def _batches_part(shards: Sequence[Shard]) -> str:
-    rows = []
-    for shard in shards:
-        for batch in shard.batches:
-            waited = (
-                (batch.ended_at or 0) - (batch.submitted_at or 0) if batch.submitted_at and batch.ended_at else None
-            )
-            verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in (batch.verdicts or {}).items())
-            rows.append(
-                (
-                    f"`{batch.batch_id or '–'}`",
-                    shard.file_name,
-                    f"{shard.requests:,}",
-                    shard.attempt,
-                    batch.status or batch.state,
-                    duration(waited) if waited is not None else "–",
-                    verdicts or "–",
-                )
-            )
-    shown_rows = rows[-200:]
-    more = f"\n\nThe last {len(shown_rows)} of {len(rows):,} batches." if len(rows) > len(shown_rows) else ""
-    head = ["batch", "file", "requests", "attempt", "status", "took", "verdicts"]
-    return "## Batches\n\n" + table(head, shown_rows) + more if rows else ""

@@ -6,6 +6,9 @@ OpenAI's o200k vocabulary makes 4.6 bytes a token of English and 4 to 5 of Chine
 BYTES_PER_TOKEN = 4
 
 
+MOST_TOKENS = 4 / 3
+"""What an estimate is multiplied with where it must not be too low: dense text has three bytes a token."""
+
 _REQUEST_TOKENS = 8
 """What a chat format adds to each request."""
 

@@ -36,6 +36,7 @@ class Reply(NamedTuple):
     input_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
+    service_tier: str | None = None
 
 
 def http_failure(line: ResultLine) -> Reply:

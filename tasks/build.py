@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from overnight.budget import check_budget
+from overnight.canary import last_canary
 from overnight.dataset import Rows
 from overnight.errors import DatasetError, HomeError, InvalidRequests, JobError, LedgerError, NoBatchApi, Problem
 from overnight.files import disk_errors
@@ -47,6 +49,7 @@ def check_job(job: Job, rows: Rows) -> None:
         there = ", ".join(profile.endpoints)
         raise NoBatchApi(f"{profile.name} has no batches for {url}, which task.kind {job.task.kind!r} needs; "
                          f"it has: {there}")  # fmt: skip
+    check_budget(job)
     answer = answer_of(job)
     check_columns(joined_schema(rows.schema, answer, job.output.prefix), next(rows.batches()))
     if answer.kind == "embedding" and job.parameters.get("encoding_format") == "base64":
@@ -127,13 +130,24 @@ def superseded_shards(job: Job, ledger: Ledger) -> set[int]:
     }
 
 
+def canary_rows(job: Job, ledger: Ledger, superseded: set[int]) -> int | None:
+    """How many requests have to be tried before the others; None where a canary of this definition was well."""
+    record = ledger.job(job.name)
+    if job.limits.canary_rows is None or record is None or record.definition != definition_of(job):
+        return job.limits.canary_rows
+    canary = last_canary(job, [shard for shard in ledger.shards(job.name) if shard.id not in superseded])
+    return job.limits.canary_rows if canary is None or canary.fault else None
+
+
 class Builder:
     """Streams rows into the staging folder."""
 
-    def __init__(self, job: Job, staging: Path, known: IdSet, sent: IdSet, round_: int) -> None:
+    def __init__(
+        self, job: Job, staging: Path, known: IdSet, sent: IdSet, round_: int, canary_rows: int | None
+    ) -> None:
         self._job, self._staging, self._round, self._sent = job, staging, round_, sent
         self._known, self._seen, self._keys = known, IdSet(), IdSet()
-        self._numbers = count()
+        self._numbers, self._canary_rows = count(), canary_rows
         self._writers: dict[Kind, ShardWriter] = {}
         self._problems: list[Problem] = []
         self._rows = self._unsendable = self._requests = self._skipped = 0
@@ -198,7 +212,10 @@ class Builder:
 
     def _writer(self, kind: Kind) -> ShardWriter:
         if kind not in self._writers:
-            self._writers[kind] = ShardWriter(self._staging, self._round, self._numbers, self._job.profile, kind)
+            first = None if self._writers else self._canary_rows
+            self._writers[kind] = ShardWriter(
+                self._staging, self._round, self._numbers, self._job.profile, kind, first=first
+            )
         return self._writers[kind]
 
     def _refuse(self, ids: list[str], at: Mask, why: str) -> None:
@@ -272,9 +289,10 @@ def build_into(staging: Path, run: Run) -> Build:
     rows = check_run(run)
     superseded = superseded_shards(job, ledger)
     known = known_requests(job, folder, ledger, superseded)
-    builder = Builder(job, staging, known, sent_lines(job, folder), ledger.next_round(job.name))
+    canary = canary_rows(job, ledger, superseded)
+    builder = Builder(job, staging, known, sent_lines(job, folder), ledger.next_round(job.name), canary)
     build = builder.build(rows)
-    return replace(build, superseded=tuple(sorted(superseded)))
+    return msgspec.structs.replace(build, superseded=tuple(sorted(superseded)))
 
 
 def stage(run: Run) -> Build:
@@ -292,7 +310,7 @@ def stage(run: Run) -> Build:
         raise
 
 
-@task(name="build", cache_policy=NO_CACHE)
+@task(name="build", task_run_name="build", cache_policy=NO_CACHE)
 def build_requests(run: Run) -> Build:
     """Renders every row, and stages what is still to be sent."""
     return stage(run)

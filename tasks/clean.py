@@ -50,8 +50,8 @@ def clean(run: Run, provider: Provider) -> int:
     return cleaned
 
 
-@task(name="clean", cache_policy=NO_CACHE)
-def clean_files(run: Run) -> int:
+@task(name="clean", task_run_name="clean", cache_policy=NO_CACHE)
+def clean_job(run: Run) -> int:
     """Deletes the files of all settled batches at the provider."""
     with provider_of(run) as provider:
         return clean(run, provider)

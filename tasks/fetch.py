@@ -10,11 +10,12 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.errors import LedgerError, NotFound
+from overnight.errors import LedgerError, NotFound, OvernightError
 from overnight.provider import Provider
 from overnight.records import Batch
 from overnight.run import Run
 from tasks.connect import provider_of
+from tasks.span import span_name
 
 logger = logging.getLogger("overnight.fetch")
 
@@ -70,8 +71,24 @@ def fetched_before(folder: Path, batch: Batch) -> Fetched:
     return Fetched(batch, output, error)
 
 
-@task(name="fetch", task_run_name="fetch {batch.batch_id}", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=2)
-def fetch_files(run: Run, batch: Batch) -> Fetched:
-    """Downloads the files of an ended batch."""
+@task(
+    name="fetch", task_run_name=span_name("fetch", "batches"), cache_policy=NO_CACHE, retries=3, retry_delay_seconds=2
+)
+def fetch_files(run: Run, batches: tuple[Batch, ...]) -> tuple[Fetched, ...]:
+    """Downloads the files of ended batches; one that cannot be fetched now keeps no other from it.
+
+    Raises:
+        OvernightError: none could be fetched.
+    """
+    whole: list[Fetched] = []
+    failure: OvernightError | None = None
     with provider_of(run) as provider:
-        return fetch(provider, run.folder.responses, batch)
+        for batch in batches:
+            try:
+                whole.append(fetch(provider, run.folder.responses, batch))
+            except OvernightError as error:
+                logger.warning("batch %s cannot be fetched: %s", batch.batch_id, error)
+                failure = failure or error
+    if failure and not whole:
+        raise failure
+    return tuple(whole)

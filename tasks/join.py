@@ -16,11 +16,13 @@ from overnight.answers import Answer
 from overnight.dataset import Rows
 from overnight.errors import DatasetError, LedgerError, Unreconciled
 from overnight.ids import IdSet, Mask, id_hashes
+from overnight.job import Job
 from overnight.parquet import open_parquet, read_batches, write_parquet
 from overnight.prices import Rates, job_rates
 from overnight.prompt import answer_of
 from overnight.results import Found, ResultIndex, ResultReader, result_parts, result_schema
 from overnight.run import Run
+from overnight.samples import Reservoir, input_columns, samples_text
 from overnight.summary import Tally
 from overnight.tables import ROWS, joined_schema
 
@@ -71,8 +73,11 @@ class RowMap:
 class Joiner:
     """Puts results beside rows, a batch of rows at a time."""
 
-    def __init__(self, index: ResultIndex, reader: ResultReader, answer: Answer, rates: Rates | None) -> None:
+    def __init__(
+        self, index: ResultIndex, reader: ResultReader, answer: Answer, rates: Rates | None, stopped: str | None
+    ) -> None:
         self._index, self._reader, self._answer, self._rates = index, reader, answer, rates
+        self._unsent = f"it was not sent: {stopped or 'the job was joined before'}"
         self._seen = IdSet()
         self.tally = Tally(cost_usd=None if rates is None else 0.0)
 
@@ -111,8 +116,10 @@ class Joiner:
             "status": status,
             **answers,
             "finish_reason": column["finish_reason"],
-            "error_code": pc.coalesce(column["error_code"], row_map["error_code"], pc.if_else(lost, "missing", None)),
-            "error_message": pc.coalesce(column["error_message"], row_map["error_message"]),
+            "error_code": pc.coalesce(column["error_code"], row_map["error_code"], pc.if_else(lost, "not_sent", None)),
+            "error_message": pc.coalesce(
+                column["error_message"], row_map["error_message"], pc.if_else(lost, self._unsent, None)
+            ),
             "model": column["model"],
             "input_tokens": column["input_tokens"],
             "output_tokens": column["output_tokens"],
@@ -142,10 +149,10 @@ class Joiner:
         for status, rows in _value_counts(added["status"]):
             tally.statuses[status] += rows
         failed = pc.not_equal(added["status"], "succeeded")
-        for status, code in zip(
-            added["status"].filter(failed).to_pylist(), added["error_code"].filter(failed).to_pylist(), strict=True
-        ):
+        wrong = [added[name].filter(failed).to_pylist() for name in ("status", "error_code", "error_message")]
+        for number, status, code, message in zip(np.flatnonzero(failed).tolist(), *wrong, strict=True):
             tally.errors[status, code or "unknown"] += 1
+            tally.examples.setdefault((status, code or "unknown"), (tally.rows - len(first) + number, message or ""))
         distinct = pa.array(first)
         tally.input_tokens += pc.sum(added["input_tokens"].filter(distinct)).as_py() or 0
         tally.output_tokens += pc.sum(added["output_tokens"].filter(distinct)).as_py() or 0
@@ -165,6 +172,28 @@ def _value_counts(column: pa.Array) -> list[tuple[Any, int]]:
     return [(one["values"], one["counts"]) for one in pc.value_counts(column).to_pylist()]
 
 
+class Sampler:
+    """Picks rows for the page: some with their answers, some without."""
+
+    def __init__(self, job: Job, answer: Answer, dataset: pa.Schema) -> None:
+        names = [job.output.prefix + name for name in ("status", "answer", "error_code", "error_message")]
+        size = 0 if answer.kind == "embedding" else job.report.samples
+        self._status, asked = names[0], input_columns(job, dataset)
+        self._answered = Reservoir(size, [*asked, names[1]] if size else [])
+        self._failed = Reservoir(job.report.samples, [*asked, names[0], *names[2:]])
+
+    def take(self, rows: pa.RecordBatch) -> None:
+        """Looks at the next rows of the joined table."""
+        succeeded = pc.equal(rows[self._status], "succeeded")
+        self._answered.take(rows.filter(succeeded))
+        self._failed.take(rows.filter(pc.invert(succeeded)))
+
+    def text(self, job: str) -> str | None:
+        """The samples in Markdown; None where there are none."""
+        answered, failed = self._answered.rows, self._failed.rows
+        return samples_text(job, answered, failed) if answered or failed else None
+
+
 def join(run: Run) -> Tally:
     """Writes `joined.parquet` and `failed.parquet`; returns what they add up to.
 
@@ -173,10 +202,13 @@ def join(run: Run) -> Tally:
         Unreconciled: the table would not have one row per row of the dataset.
     """
     rows, answer, job = check_rows(run), answer_of(run.job), run.job
+    record = run.ledger.job(job.name)
     parts = result_parts(run.folder.results, run.ledger.shards(job.name))
     wanted = pa.schema([field for field in result_schema(answer) if field.name != "raw"])
-    joiner = Joiner(ResultIndex(parts), ResultReader(parts, wanted), answer, job_rates(job))
+    stopped = record.stopped if record else None
+    joiner = Joiner(ResultIndex(parts), ResultReader(parts, wanted), answer, job_rates(job), stopped)
     schema = joined_schema(rows.schema, answer, job.output.prefix)
+    sampler = Sampler(job, answer, rows.schema)
     with ExitStack() as files:
         joined = files.enter_context(write_parquet(run.folder.joined, schema))
         failed = files.enter_context(write_parquet(run.folder.failed, schema))
@@ -185,19 +217,20 @@ def join(run: Run) -> Tally:
             added = joiner.columns(row_map.take(batch.num_rows))
             whole = pa.RecordBatch.from_arrays([*batch.columns, *added], schema=schema)
             joined.write(whole)
+            sampler.take(whole)
             status = whole[job.output.prefix + "status"]
             failed.write(whole.filter(pc.not_equal(status, "succeeded")))
             if job.report.compare:
                 joiner.compare(batch[job.report.compare], added[2], status)
-        record = run.ledger.job(job.name)
         if record is None or joiner.tally.rows != record.rows:
             raise Unreconciled(
                 f"{joiner.tally.rows:,} rows were joined; the build had {record.rows if record else 0:,}"
             )
+    joiner.tally.samples = sampler.text(job.name)
     return joiner.tally
 
 
-@task(name="join", cache_policy=NO_CACHE)
+@task(name="join", task_run_name="join", cache_policy=NO_CACHE)
 def join_answers(run: Run) -> Tally:
     """Joins all answers there are to the dataset."""
     return join(run)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from overnight.again import send_again, whole_file, write_again
 from overnight.answers import Answer
-from overnight.errors import LedgerError, Unreconciled
+from overnight.errors import LedgerError, OvernightError, Unreconciled
 from overnight.parquet import TableWriter, write_parquet
 from overnight.prompt import answer_of
 from overnight.records import Batch
@@ -26,8 +27,10 @@ from overnight.run import Run
 from overnight.verdicts import VERDICTS, Reply, Verdict, failure_verdict
 from overnight.wire import ResultLine, custom_ids, read_result
 from tasks.fetch import Fetched, fetched_before
+from tasks.span import span_name
 from tasks.submit import refused_whole
 
+USAGE = ("input_tokens", "output_tokens", "cached_tokens")
 _FLUSH_ROWS = 2048
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
 logger = logging.getLogger("overnight.parse")
@@ -47,6 +50,10 @@ class Parsed:
     """Lines for a request that had one already."""
     foreign: int
     """Lines for requests that the shard does not have."""
+    usage: dict[str, int]
+    """Tokens of all answers."""
+    service_tiers: dict[str, int]
+    """Answers by the service tier that they name."""
 
 
 class PartWriter:
@@ -54,8 +61,10 @@ class PartWriter:
 
     def __init__(self, table: TableWriter, schema: pa.Schema, batch_id: str | None) -> None:
         self._table, self._schema, self._batch_id = table, schema, batch_id
-        self._blank = (None,) * (len(schema) - 12)
+        self._blank = (None,) * (len(schema) - 13)
         self._rows: list[tuple[Any, ...]] = []
+        self.usage = Counter(dict.fromkeys(USAGE, 0))
+        self.service_tiers: Counter[str] = Counter()
 
     def add(self, custom_id: str, reply: Reply, raw: bytes | None) -> None:
         """Takes one reply."""
@@ -78,8 +87,15 @@ class PartWriter:
         if self._rows:
             columns = zip(*self._rows, strict=True)
             arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
-            self._table.write(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+            batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+            self._table.write(batch)
+            self._meter(batch)
             self._rows.clear()
+
+    def _meter(self, batch: pa.RecordBatch) -> None:
+        self.usage.update({name: pc.sum(batch[name]).as_py() or 0 for name in USAGE})
+        for tier in pc.value_counts(batch["service_tier"].drop_null()).to_pylist():
+            self.service_tiers[tier["values"]] += tier["counts"]
 
 
 class Reconciler:
@@ -141,7 +157,8 @@ class Reconciler:
         if sum(counts.values()) != self._size:
             raise Unreconciled(f"{self._size} requests were sent, {sum(counts.values())} have a verdict")
         kept: dict[str, int] = {verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]}
-        return Parsed(others, kept, self._unreadable, self._duplicates, self._foreign)
+        return Parsed(others, kept, self._unreadable, self._duplicates, self._foreign,
+                      dict(self._part.usage), dict(self._part.service_tiers))  # fmt: skip
 
 
 def absent_reply(batch: Batch, ids: list[str]) -> Callable[[str], Reply]:
@@ -212,8 +229,7 @@ def restore_parts(run: Run) -> None:
         logger.warning("%s was missing: made anew from responses/", part.name)
 
 
-@task(name="parse", task_run_name="parse {fetched.batch.batch_id}", cache_policy=NO_CACHE)
-def parse_answers(run: Run, fetched: Fetched) -> dict[str, int]:
+def parse_one(run: Run, fetched: Fetched) -> dict[str, int]:
     """Settles an ended batch; returns its requests by verdict."""
     batch, limits = fetched.batch, run.job.limits
     shard = run.ledger.shard(batch.shard_id)
@@ -224,9 +240,31 @@ def parse_answers(run: Run, fetched: Fetched) -> dict[str, int]:
     if parsed.unreadable or parsed.duplicates or parsed.foreign:
         logger.warning("batch %s: %d unreadable lines, %d duplicates, %d of unknown requests",
                        batch.batch_id, parsed.unreadable, parsed.duplicates, parsed.foreign)  # fmt: skip
+    record = run.ledger.job(shard.job)
     again = send_again(parsed.others, "succeeded" in parsed.counts, shard, batch, limits)
+    if record is not None and record.stopped:
+        again = {}
     planned = write_again(run.folder, shard, again, run.job.profile, run.ledger.next_round(shard.job))
-    run.ledger.settle(batch, time.time(), parsed.counts, planned, shard.job)
+    outcome = {"verdicts": parsed.counts, "usage": parsed.usage, "service_tiers": parsed.service_tiers}
+    run.ledger.settle(batch, time.time(), outcome, planned, shard.job)
     logger.info("batch %s: %s%s", batch.batch_id, ", ".join(f"{n} {v}" for v, n in parsed.counts.items()),
                 f"; {sum(new.requests for new in planned)} go out again" if planned else "")  # fmt: skip
     return parsed.counts
+
+
+@task(name="parse", task_run_name=span_name("parse", "fetched"), cache_policy=NO_CACHE)
+def parse_answers(run: Run, fetched: tuple[Fetched, ...]) -> None:
+    """Settles ended batches; one that cannot be settled keeps no other from it.
+
+    Raises:
+        OvernightError: what went wrong with the first that could not be settled.
+    """
+    failure: OvernightError | None = None
+    for one in fetched:
+        try:
+            parse_one(run, one)
+        except OvernightError as error:
+            logger.error("batch %s cannot be settled: %s", one.batch.batch_id, error)  # noqa: TRY400 - it says why
+            failure = failure or error
+    if failure:
+        raise failure

@@ -12,7 +12,9 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from overnight.budget import spending
 from overnight.errors import InvalidRequests, NoBatchApi
+from overnight.ledger import ledger_exists
 from overnight.planning import Plan, make_plan
 from overnight.provider import without_batch_api
 from overnight.run import Build, Run
@@ -45,7 +47,14 @@ def plan(run: Run) -> Plan:
         build = build_into(staging, run)
         if problems := staged_problems(staging, build, run.job.profile):
             raise InvalidRequests("the provider would refuse these requests:", problems)
-        return make_plan(run.job, build, _sample_bodies(staging, build))
+        return plan_of(run, build, staging)
+
+
+def plan_of(run: Run, build: Build, staging: Path) -> Plan:
+    """Adds a staged build up."""
+    shards = run.ledger.shards(run.job.name) if ledger_exists(run.home) else []
+    so_far = spending(run.job, shards) if run.job.limits.budget_usd is not None else None
+    return make_plan(run.job, build, _sample_bodies(staging, build), so_far)
 
 
 def _sample_bodies(staging: Path, build: Build) -> list[dict[str, Any]]:
@@ -55,9 +64,14 @@ def _sample_bodies(staging: Path, build: Build) -> list[dict[str, Any]]:
         return [json.loads(line)["body"] for line in islice(lines, _SAMPLES)]
 
 
-@task(name="plan", cache_policy=NO_CACHE)
+@task(name="plan", task_run_name="plan", cache_policy=NO_CACHE)
 def plan_requests(run: Run) -> Plan:
     """Plans a job and publishes the plan."""
     made = plan(run)
-    create_markdown_artifact(made.text, key=artifact_key("plan", run.job.name), description=f"plan of {run.job.name}")
+    publish_plan(made)
     return made
+
+
+def publish_plan(made: Plan) -> None:
+    """Shows a plan on the page."""
+    create_markdown_artifact(made.text, key=artifact_key("plan", made.job), description=f"plan of {made.job}")

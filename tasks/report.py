@@ -1,4 +1,4 @@
-"""report: what the run adds up to, as `report.md`, a Prefect artifact, and the summary that the flow returns."""
+"""report: what the run adds up to, as `report.md`, as Prefect artifacts, as an event, and as the flow's summary."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import time
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
 
 from overnight.files import write_text
-from overnight.prices import job_rates
 from overnight.records import Shard
+from overnight.report import billed, report_text
 from overnight.run import Run
-from overnight.summary import Summary, Tally, artifact_key, report_text
+from overnight.summary import Summary, Tally, artifact_key
 
 
 def summarize(run: Run, tally: Tally, shards: list[Shard], seconds: float) -> Summary:
     """The outcome of a run from its tally and its batches."""
+    record = run.ledger.job(run.job.name)
     return Summary(
         job=run.job.name,
         rows=tally.rows,
@@ -33,20 +35,32 @@ def summarize(run: Run, tally: Tally, shards: list[Shard], seconds: float) -> Su
         failed_rows=run.folder.failed,
         report=run.folder.report,
         seconds=round(seconds, 2),
+        billed_usd=billed(run.job, shards),
+        stopped=record.stopped if record else None,
     )
 
 
-@task(name="report", cache_policy=NO_CACHE)
+@task(name="report", task_run_name="report", cache_policy=NO_CACHE)
 def write_report(run: Run, tally: Tally, seconds: float) -> Summary:
-    """Writes the report and publishes it."""
-    shards = run.ledger.shards(run.job.name)
+    """Writes the report, and publishes it with a few samples."""
+    job = run.job
+    shards = run.ledger.shards(job.name)
     summary = summarize(run, tally, shards, seconds)
-    rates = job_rates(run.job)
-    source = rates.source if rates else "no price is known: set provider.prices"
-    text = report_text(summary, tally, shards, source, rates.real_time if rates else None, run.job.report.compare)
+    text = report_text(summary, tally, shards, job)
     write_text(run.folder.report, text)
-    create_markdown_artifact(
-        text, key=artifact_key("report", run.job.name), description=f"{run.job.name}: {summary.rows:,} rows"
-    )
-    run.ledger.joined(run.job.name, time.time(), summary.seconds)
+    create_markdown_artifact(text, key=artifact_key("report", job.name), description=f"{job.name}: {summary.outcome}")
+    if tally.samples:
+        create_markdown_artifact(
+            tally.samples, key=artifact_key("samples", job.name), description=f"rows of {job.name}"
+        )
+    run.ledger.joined(job.name, time.time(), summary.seconds)
     return summary
+
+
+def announce(summary: Summary) -> None:
+    """Emits `overnight.job.completed`, or `overnight.job.failed` where too many rows did: automations wait for them."""
+    emit_event(
+        event=f"overnight.job.{'completed' if summary.within_bounds else 'failed'}",
+        resource={"prefect.resource.id": f"overnight.job.{summary.job}", "prefect.resource.name": summary.job},
+        payload=summary.as_json(),
+    )

@@ -13,13 +13,16 @@ from prefect.cache_policies import NO_CACHE
 from overnight.again import cut_shard, whole_file
 from overnight.errors import LedgerError, ProviderError, QueueFull, ReplyLost, SubmissionUnknown, Transient
 from overnight.provider import Provider
-from overnight.queue import FULL_QUEUE_POLLS, learned_limit, named_limit, never_fits, too_large, wave
+from overnight.queue import FULL_QUEUE_POLLS, learned_limit, named_limit, never_fits, too_large
 from overnight.records import Batch, Shard
+from overnight.release import releasable
 from overnight.replies import RemoteBatch
 from overnight.run import Run
 from overnight.states import AT_PROVIDER, State
+from overnight.summary import counted_of
 from overnight.wire import TERMINAL
 from tasks.connect import provider_of
+from tasks.span import span_name
 
 _FILE_TRIES = 4
 _FILE_SECONDS = 600
@@ -101,7 +104,10 @@ def refused_whole(run: Run, batch: Batch, remote: RemoteBatch) -> bool:
 
 
 def release(run: Run, now: float) -> list[Shard]:
-    """The shards to submit now; those that no queue takes are cut first, and those held back are told why."""
+    """The shards to submit now; those that no queue takes are cut first, and those held back are told why.
+
+    A job whose canary failed, or whose budget leaves no room for anything more, is stopped.
+    """
     ledger = run.ledger
     shards = ledger.shards(run.job.name)
     for shard in too_large(shards, budgets := run.budgets(shards)):
@@ -109,9 +115,13 @@ def release(run: Run, now: float) -> list[Shard]:
         pieces = cut_shard(run.folder, shard, run.job.profile.overridden(max_enqueued_tokens=limit), ledger)
         logger.info("shard %s is cut to %d: the queue takes %s tokens", shard.file_name, len(pieces), limit)
     shards = ledger.shards(run.job.name)
-    now_or_later = wave(shards, run.job, now, run.budgets(shards))
-    _tell(run, [(s, why) for s in shards if (why := now_or_later.held.get(s.id)) and why != s.hold_reason])
-    return now_or_later.go
+    decided = releasable(shards, run.job, now, run.budgets(shards))
+    if decided.stop:
+        logger.warning("%s is stopped: %s", run.job.name, decided.stop)
+        ledger.stop(run.job.name, decided.stop)
+        return decided.shards
+    _tell(run, [(s, why) for s in shards if (why := decided.held.get(s.id)) and why != s.hold_reason])
+    return decided.shards
 
 
 def _tell(run: Run, held: list[tuple[Shard, str]]) -> None:
@@ -199,8 +209,18 @@ class Submission:
         except ReplyLost:
             if time.time() < (batch.creating_at or 0) + self._run.job.profile.lost_reply_seconds:
                 raise
+        if (record := self._run.ledger.job(shard.job)) is not None and record.stopped:
+            return self._give_up(batch, shard, record.stopped)
         logger.warning("shard %s: the provider has no batch of it; creating it again", shard.file_name)
         return self._create(batch, shard)
+
+    def _give_up(self, batch: Batch, shard: Shard, reason: str) -> Batch:
+        """Ends an attempt that made no batch, of a job that sends nothing more."""
+        ledger = self._run.ledger
+        logger.info("shard %s: the provider has no batch of it, and none is made: %s", shard.file_name, reason)
+        ledger.refuse(batch, time.time(), time.time(), reason)
+        ledger.stop(shard.job, reason)
+        return next(one for one in ledger.shard(shard.id).batches if one.id == batch.id)
 
     def _adopt(self, batch: Batch, shard: Shard) -> Batch:
         """Finds the batch that a lost create call made.
@@ -270,13 +290,17 @@ def submit(run: Run, provider: Provider, shard: Shard, owner: str) -> Batch | No
         if not isinstance(error, QueueFull):
             run.ledger.hold(shard.id, time.time() + run.job.profile.poll_seconds, str(error))
         return None
-    logger.info("shard %s: batch %s, %d requests", shard.file_name, batch.batch_id, shard.requests)
+    if batch.state is State.SUBMITTED:
+        logger.info("shard %s: batch %s, %s", shard.file_name, batch.batch_id, counted_of(shard.requests, "request"))
     return batch
 
 
-@task(name="submit", task_run_name="submit {shard.file_name}", cache_policy=NO_CACHE)
-def submit_shard(run: Run, shard: Shard, owner: str) -> str | None:
-    """Sends one shard; returns its batch id, or None where it has to wait."""
+@task(name="submit", task_run_name=span_name("submit", "shards"), cache_policy=NO_CACHE)
+def submit_shards(run: Run, shards: tuple[Shard, ...], owner: str) -> int:
+    """Sends shards, one after the other; returns how many batches there are of them.
+
+    Raises:
+        Terminal: one was refused for good; those behind it would be too.
+    """
     with provider_of(run) as provider:
-        batch = submit(run, provider, shard, owner)
-    return None if batch is None else batch.batch_id
+        return sum(submit(run, provider, shard, owner) is not None for shard in shards)

@@ -17,7 +17,7 @@ from overnight.profiles import Profile
 from overnight.prompt import definition_of
 from overnight.records import JobRecord, NewShard, Shard
 from overnight.rules import check_lines
-from overnight.run import Build, Run
+from overnight.run import Build, Run, self_contained
 from tasks.connect import provider_of
 
 _MOST_PROBLEMS = 1000
@@ -54,7 +54,7 @@ def plan_staged(run: Run, build: Build) -> None:
     sync_folder(folder.path)
     record = JobRecord(
         name=job.name,
-        job=job.model_dump(mode="json", by_alias=True),
+        job=self_contained(job).model_dump(mode="json", by_alias=True),
         definition=definition_of(job),
         fingerprint=build.fingerprint,
         rows=build.rows,
@@ -76,7 +76,7 @@ def check_staged(run: Run, build: Build) -> None:
             provider.check()
 
 
-@task(name="validate", cache_policy=NO_CACHE)
+@task(name="validate", task_run_name="validate", cache_policy=NO_CACHE)
 def validate_requests(run: Run, build: Build) -> None:
     """Checks the staged files, then address and key, and plans what is to be sent.
 

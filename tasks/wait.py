@@ -11,8 +11,9 @@ from prefect.cache_policies import NO_CACHE
 
 from overnight.errors import NotFound, ProviderError, Transient
 from overnight.provider import Provider
-from overnight.queue import ended_batches, next_release, pauses, submittable, submitted_batches
+from overnight.queue import ended_batches, next_release, pauses, submitted_batches
 from overnight.records import Batch
+from overnight.release import releasable
 from overnight.replies import RemoteBatch
 from overnight.run import Run
 from overnight.wire import TERMINAL
@@ -131,14 +132,14 @@ def wait(run: Run, patience: float) -> None:
             look_at_all(run, provider)
         shards, now = ledger.shards(run.job.name), time.time()
         done = all(shard.settled for shard in shards)
-        ready = submittable(shards, run.job, now, run.budgets(shards))
-        if done or ended_batches(shards) or ready or time.monotonic() >= until:
+        decided = releasable(shards, run.job, now, run.budgets(shards))
+        if done or ended_batches(shards) or decided.shards or decided.stop or time.monotonic() >= until:
             return
         release = next_release(shards, now)
         time.sleep(pause if release is None else min(pause, max(release, 0.01)))
 
 
-@task(name="wait", cache_policy=NO_CACHE)
+@task(name="wait", task_run_name="wait", cache_policy=NO_CACHE)
 def wait_for_batches(run: Run, patience: float) -> None:
     """Waits until a batch has ended or a held shard may go, at most `patience` seconds."""
     wait(run, patience)

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 
 import flows  # noqa: F401 - sets Prefect's defaults before anything imports it
+from tests.server import ROOT as ROOT  # noqa: PLC0414 - tests take it from here
+from tests.server import Local
 
 hypothesis_settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis_settings.load_profile("repeatable")
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +75,16 @@ def provider_process() -> Iterator[ProviderProcess]:
     process = ProviderProcess()
     yield process
     process.stop()
+
+
+@pytest.fixture(scope="session")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+    """What `make up` starts."""
+    started = Local(tmp_path_factory.mktemp("local") / "home")
+    started.up()
+    yield started
+    started.down()
+    assert not list((started.home / ".server").glob("*.pid"))
 
 
 @pytest.fixture

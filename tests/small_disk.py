@@ -18,8 +18,8 @@ from overnight.lease import leased
 from overnight.queue import ended_batches
 from tasks.fetch import fetch_files
 from tasks.join import join
-from tasks.parse import parse_answers
-from tasks.submit import release, submit_shard
+from tasks.parse import parse_one
+from tasks.submit import release, submit_shards
 from tasks.wait import wait
 from tests.steps import build
 
@@ -39,14 +39,12 @@ def main(job_file: str, home: str, stage: str) -> None:
     run = build(json.loads(Path(job_file).read_text()), Path(home))
     with leased(run.ledger, run.job.name) as owner:
         begin("ledger")
-        for shard in release(run, time.time()):
-            submit_shard.fn(run, shard, owner)
+        submit_shards.fn(run, tuple(release(run, time.time())), owner)
         wait(run, 10)
-        (batch,) = ended_batches(run.ledger.shards(run.job.name))
         begin("fetch")
-        fetched = fetch_files.fn(run, batch)
+        (fetched,) = fetch_files.fn(run, tuple(ended_batches(run.ledger.shards(run.job.name))))
         begin("parse")
-        parse_answers.fn(run, fetched)
+        parse_one(run, fetched)
         begin("join")
         join(run)
 

@@ -15,8 +15,8 @@ from overnight.summary import Tally
 from tasks.build import stage
 from tasks.fetch import fetch_files
 from tasks.join import join
-from tasks.parse import parse_answers
-from tasks.submit import release, submit_shard
+from tasks.parse import parse_one
+from tasks.submit import release, submit_shards
 from tasks.validate import validate_requests
 from tasks.wait import wait
 
@@ -35,12 +35,11 @@ def build(job: Any, home: Path) -> Run:
 def advance(run: Run, patience: float = 0.2) -> None:
     """submit → wait → fetch → parse, once."""
     with leased(run.ledger, run.job.name, PATIENCE) as owner:
-        for shard in release(run, time.time()):
-            submit_shard.fn(run, shard, owner)
+        submit_shards.fn(run, tuple(release(run, time.time())), owner)
     wait(run, patience)
     with leased(run.ledger, run.job.name, PATIENCE):
         for batch in ended_batches(run.ledger.shards(run.job.name)):
-            parse_answers.fn(run, fetch_files.fn(run, batch))
+            parse_one(run, fetch_files.fn(run, (batch,))[0])
 
 
 def finish(run: Run, steps: int = 50) -> Tally:

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overnight.endpoint.attempts import retry_delay
 from overnight.endpoint.finish import Line, all_lines
 from overnight.endpoint.lines import CANCELLED, EXPIRED, Answer, Failure, NumberedLine, Usage, result_line, usage_of
 from overnight.endpoint.model import MODEL_ID, prepare, translate
 from overnight.endpoint.records import Batch, StoredFile, page, window_seconds
 from overnight.endpoint.settings import Settings, SettingsError, check, secret
-from overnight.endpoint.upstream import UpstreamError, join, reply, retry_after_seconds, retry_delay
+from overnight.endpoint.upstream import UpstreamError, join, reply, retry_after_seconds
 
 
 def test_a_success_line_has_its_response_and_a_null_error() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from pydantic import SecretStr
 
 from overnight.job import Job
 from tests.conftest import MakeJob, ProviderProcess
@@ -46,7 +47,7 @@ def test_a_job_may_be_a_dict_or_a_file_and_the_report_is_an_artifact(
     job = make_job(["a", "[400]"], name="by-dict")
     summary = run_batch(job)
     report = summary.report.read_text()
-    assert "| failed | invalid_request | 1 |" in report
+    assert "| failed | invalid_request | 1 | 1 |" in report
     assert read_artifact("report-by-dict") == report
     path = tmp_path / "job.yaml"
     path.write_text(Job.model_validate(job | {"name": "by-file"}).model_dump_json(by_alias=True))
@@ -88,16 +89,15 @@ def test_a_create_that_is_refused_keeps_no_paid_answer_from_being_collected(
 def test_a_key_comes_from_a_block_and_is_written_nowhere(
     make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
 ) -> None:
-    from prefect.blocks.system import Secret  # noqa: PLC0415
-
     from flows.run import run_batch  # noqa: PLC0415
+    from tasks.credentials import BatchProvider  # noqa: PLC0415
 
     provider_server.order(key="sk-very-secret")
     provider = {"profile": "custom", "base_url": provider_server.base_url, "credentials": "a-key"}
     job = make_job(["a"], name="keyed", provider=provider)
-    with pytest.raises(Exception, match="no Secret block named 'a-key'"):
+    with pytest.raises(Exception, match="no Batch Provider block named 'a-key'"):
         run_batch(job, home=str(tmp_path / "home"))
-    Secret(value="sk-very-secret").save("a-key")
+    BatchProvider(api_key=SecretStr("sk-very-secret")).save("a-key")
     assert run_batch(job, home=str(tmp_path / "home")).succeeded == 1
     written = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
     assert [path for path in written if b"sk-very-secret" in path.read_bytes()] == []
@@ -107,7 +107,7 @@ def test_the_parameters_of_the_flow_make_a_form() -> None:
     from flows.run import run_batch  # noqa: PLC0415
 
     schema: dict[str, Any] = run_batch.parameters.model_dump()
-    assert set(schema["properties"]) == {"job", "dataset", "home"}
+    assert set(schema["properties"]) == {"job", "dataset", "home", "approve"}
     assert "Job" in schema["definitions"]
 
 

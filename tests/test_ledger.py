@@ -96,9 +96,9 @@ def test_settling_and_planning_the_rest_is_one_step(ledger: Ledger) -> None:
     for step in PATHS[State.ENDED]:
         batch = ledger.move(batch, step)
     with pytest.raises(LedgerError, match="UNIQUE"):
-        ledger.settle(batch, 2.0, {"succeeded": 4, "retryable": 1}, [new_shard(7), new_shard(7)], "job")
+        ledger.settle(batch, 2.0, {"verdicts": {"succeeded": 4, "retryable": 1}}, [new_shard(7), new_shard(7)], "job")
     assert not ledger.shard(shard.id).settled
-    ledger.settle(batch, 2.0, {"succeeded": 4, "retryable": 1}, [new_shard(7, round=2, attempt=2)], "job")
+    ledger.settle(batch, 2.0, {"verdicts": {"succeeded": 4, "retryable": 1}}, [new_shard(7, round=2, attempt=2)], "job")
     first, second = ledger.shards("job")
     assert (first.settled, first.batches[0].verdicts) == (True, {"succeeded": 4, "retryable": 1})
     assert (second.settled, second.attempt, second.file_name) == (False, 2, "0002-0007.jsonl")

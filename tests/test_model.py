@@ -29,7 +29,7 @@ from overnight.run import Run, open_run
 from tasks.build import stage
 from tasks.fetch import fetch
 from tasks.join import join
-from tasks.parse import parse_answers
+from tasks.parse import parse_one
 from tasks.submit import release, submit
 from tasks.validate import plan_staged
 from tasks.wait import look_at_all
@@ -189,7 +189,7 @@ class SubmitProtocol(RuleBasedStateMachine):
         else:
             for batch in ended_batches(self.run.ledger.shards("model")):
                 with suppress(OvernightError):
-                    parse_answers.fn(self.run, fetch(self.provider, self.run.folder.responses, batch))
+                    parse_one(self.run, fetch(self.provider, self.run.folder.responses, batch))
 
     def _finish(self) -> None:
         """No call fails any more, what was planned happens still: one process runs the job to its end, twice.

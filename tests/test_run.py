@@ -13,8 +13,8 @@ import pytest
 from overnight.errors import DatasetError, HomeError, InvalidRequests, LedgerError, OvernightError, ProviderError
 from overnight.ledger import Ledger
 from overnight.run import Run
-from tasks.clean import clean_files
-from tasks.submit import submit_shard
+from tasks.clean import clean_job
+from tasks.submit import submit_shards
 from tests.conftest import MakeJob, ProviderProcess
 from tests.steps import advance, build, finish, run_job
 
@@ -236,7 +236,7 @@ def test_a_damaged_request_file_is_not_sent(
     shard = run.ledger.shards("texts")[0]
     (run.folder.requests / shard.file_name).write_text("{}\n")
     with pytest.raises(LedgerError, match="not as it was planned"):
-        submit_shard.fn(run, shard, "nobody")
+        submit_shards.fn(run, (shard,), "nobody")
     assert provider_server.books()["calls"].get("upload") is None
 
 
@@ -434,9 +434,9 @@ def test_files_are_deleted_at_the_provider_once_they_are_joined(
     run = build(make_job(["a", "[400]"]), tmp_path / "home")
     finish(run)
     assert len(provider_server.books()["files"]) == 3
-    assert clean_files.fn(run) == 1
+    assert clean_job.fn(run) == 1
     assert provider_server.books()["files"] == []
-    assert clean_files.fn(run) == 0
+    assert clean_job.fn(run) == 0
 
 
 def test_everything_at_once_still_pays_once(

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from overnight.job import Job
+from overnight.job import Job, Report
 from overnight.prices import job_rates
 from overnight.profiles import Profile, profile_names
-from overnight.summary import Summary, Tally, artifact_key, dollars, duration, report_text, table
+from overnight.report import report_text
+from overnight.summary import Summary, Tally, artifact_key, dollars, duration, table
 
 
 def summary(**fields: Any) -> Summary:
@@ -47,10 +48,13 @@ def test_a_report_reconciles_and_names_errors_and_savings() -> None:
     tally = Tally(rows=10, requests=8, compared=9, agreed=6)
     tally.statuses.update({"succeeded": 9, "failed": 1})
     tally.errors["failed", "null_input"] = 1
-    text = report_text(summary(), tally, [], "a price list", 2.0, "expected")
+    tally.examples["failed", "null_input"] = (7, "column 'x' is null")
+    asked = job("openai", "gpt-4o-mini").model_copy(update={"report": Report(compare="expected")})
+    text = report_text(summary(), tally, [], asked)
     for part in (
-        "| succeeded | 9 | 90.0% |", "| **all rows** | 10 |", "**above** the bound of 5.0%", "| failed | null_input | 1 |",
-        "6 of 9 answers (66.7%)", "$0.50 (a price list)", "| in real time | $1.00: $0.50 saved |",
+        "| succeeded | 9 | 90.0% |", "| **all rows** | 10 |", "**above** the bound of 5.0%", '"succeeded" : 9',
+        "| failed | null_input | 1 | 7 | column 'x' is null |", "6 of 9 answers (66.7%)",
+        "$0.50 (genai-prices, batch price)", "| in real time | $1.00: $0.50 saved |",
     ):  # fmt: skip
         assert part in text
 

@@ -9,10 +9,18 @@ so that it can show the client's faults.
     records      files and batches, and the JSON that clients see of them (pure)
     lines        the shapes of input, output and error lines (pure)
     store        files on disk, batches and finished lines in SQLite
-    upstream     the real-time API that answers the lines, and the retries
+    recorder     makes finished lines durable, many in one transaction
+    upstream     the real-time API that answers the lines
     model        the embedded model, as such an API
+    pace, quota, off_peak    how many lines run at once, how many per minute, and at which hours (pure)
+    backlog      what is left to do, and whether it may be done at this hour
+    gate         when the next line may run, and whose
+    attempts     sends a line until it has an answer worth keeping
+    order        lines that share a system prompt run next to each other
     runner       takes every open batch through its states
     finish       writes a batch's output and error files
-    app          the HTTP API, with errors, upload and batch_request
+    housekeeping watches the disk and deletes what is old
+    app          the HTTP API, with service, realtime, guard, errors, upload, batch_request and documents
+    metrics      what Prometheus is told
     server       the process: lock, address, signals
 """

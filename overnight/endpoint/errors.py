@@ -19,8 +19,9 @@ class ApiError(Exception):
         self.status, self.message, self.param, self.code = status, message, param, code
 
     def response(self) -> JSONResponse:
-        """Return the error as an HTTP response."""
-        return JSONResponse(envelope(self.status, self.message, self.param, self.code), self.status)
+        """Return the error as an HTTP response; OpenAI's SDK asks again after 409 and 5xx unless it is told not to."""
+        headers = {"x-should-retry": "false"} if self.status in {409, 507} else None
+        return JSONResponse(envelope(self.status, self.message, self.param, self.code), self.status, headers)
 
 
 def envelope(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -58,7 +59,8 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         message = f"Invalid URL ({request.method} {request.url.path})" if error.status_code == 404 else error.detail
-        return JSONResponse(envelope(error.status_code, message), error.status_code, error.headers)
+        code = "request_too_large" if error.status_code == 413 else None
+        return JSONResponse(envelope(error.status_code, message, code=code), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def fault(request: Request, _: Exception) -> JSONResponse:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from overnight.endpoint.lines import Failure, NumberedLine, input_lines, request_decoder, result_line
-from overnight.endpoint.store import stored_results
+from overnight.endpoint.store import put_in_place, stored_results
 
 
 class Line(NamedTuple):
@@ -43,7 +43,7 @@ def write_result_files(
             _write_parts(all_lines(input_lines(stream), stored_results(database, batch_id), rest), output, error)
         for path in (output, error):
             if _part(path).exists():
-                _part(path).replace(path)
+                put_in_place(_part(path), path)
     except OSError:
         # A full disk should not stay full of what could not be finished.
         for path in (output, error):

@@ -22,6 +22,8 @@ MODEL_ID: Final = "smollm2-135m-instruct"
 # 8 sequences at once gave twice the rows per second of one on 2 cores; 16 gave no more.
 SLOTS: Final = 8
 SLOT_TOKENS: Final = 2048
+# A few more wait inside, so that no sequence stands still while an answer is written to disk.
+CONCURRENCY: Final = SLOTS + 4
 DEFAULT_MAX_TOKENS: Final = 512
 MAX_THREADS: Final = 4
 _COMPACT: Final = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
@@ -48,11 +50,13 @@ class EmbeddedModel(HttpUpstream):
 
     endpoints = ("/v1/chat/completions", "/v1/completions")
     model_ids = frozenset({MODEL_ID})
+    concurrency = CONCURRENCY
+    proxied = False
 
-    def __init__(self, concurrency: int = SLOTS, timeout_seconds: float = 600) -> None:
+    def __init__(self, timeout_seconds: float = 600) -> None:
         self._path = model_path()
         self._key = secrets.token_urlsafe(32)
-        super().__init__("http://127.0.0.1", self._key, concurrency, timeout_seconds)
+        super().__init__("http://127.0.0.1", self._key, timeout_seconds)
         self.name = f"embedded {MODEL_ID}"
         self._loaded = asyncio.Event()
         self._server: Any = None

@@ -9,6 +9,10 @@ from typing import Any, Final, Protocol
 import msgspec
 
 OPEN_STATUSES: Final = ("validating", "in_progress", "finalizing", "cancelling")
+STATUSES: Final = (*OPEN_STATUSES, "completed", "failed", "expired", "cancelled")
+
+MAX_METADATA: Final = 16
+OFF_PEAK_KEY: Final = "overnight_off_peak"
 
 MAX_WINDOW_SECONDS: Final = 14 * 86_400
 _WINDOW: Final = re.compile(r"([1-9][0-9]{0,5})([mhd])")
@@ -42,6 +46,7 @@ class StoredFile:
     created_at: int
     filename: str
     purpose: str
+    expires_at: int | None = None
 
     def to_api(self) -> dict[str, Any]:
         """Return OpenAI's File object."""
@@ -54,7 +59,7 @@ class StoredFile:
             "purpose": self.purpose,
             "status": "processed",
             "status_details": None,
-            "expires_at": None,
+            "expires_at": self.expires_at,
         }
 
 
@@ -89,6 +94,12 @@ class Batch:
     output_tokens: int = 0
     reasoning_tokens: int = 0
     total_tokens: int = 0
+    output_expires_after: int | None = None
+    """Seconds that the result files are kept, where the client said so."""
+    off_peak: str | None = None
+    """The name of the off-peak hours that the batch runs under, if any."""
+    off_peak_lines: int = 0
+    off_peak_tokens: int = 0
 
     @property
     def finished(self) -> int:
@@ -119,8 +130,22 @@ class Batch:
             "cancelled_at": self.cancelled_at,
             "request_counts": {"total": self.total, "completed": self.completed, "failed": self.failed},
             "usage": self._usage(),
-            "metadata": msgspec.json.decode(self.metadata) if self.metadata else None,
+            "metadata": self._metadata(),
         }
+
+    def _metadata(self) -> dict[str, str] | None:
+        """Return the client's pairs, and what the clock gave where there is room for one more."""
+        pairs: dict[str, str] | None = msgspec.json.decode(self.metadata) if self.metadata else None
+        if self.off_peak is None or len(pairs or {}) >= MAX_METADATA:
+            return pairs
+        gave = {
+            "name": self.off_peak[:200],
+            "off_peak_lines": self.off_peak_lines,
+            "peak_lines": self.finished - self.off_peak_lines,
+            "off_peak_tokens": self.off_peak_tokens,
+            "peak_tokens": self.total_tokens - self.off_peak_tokens,
+        }
+        return {**(pairs or {}), OFF_PEAK_KEY: msgspec.json.encode(gave).decode()}
 
     def _usage(self) -> dict[str, Any]:
         return {

@@ -1,7 +1,6 @@
 """Takes every open batch through its states: validating, in_progress, finalizing, then an end.
 
-All state is in the store, so a batch goes on after a restart from whatever state a kill left it in. A slot goes to the
-batch that asked for it first and each batch asks for one at a time, so open batches share the slots evenly.
+All state is in the store, so a batch goes on after a restart from whatever state a kill left it in.
 """
 
 import asyncio
@@ -9,36 +8,63 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
+from overnight.endpoint.attempts import Attempts
+from overnight.endpoint.backlog import Backlog
 from overnight.endpoint.finish import write_result_files
-from overnight.endpoint.lines import CANCELLED, EXPIRED, NumberedLine, input_lines, request_decoder, result_line
+from overnight.endpoint.gate import Gate, Slot
+from overnight.endpoint.lines import CANCELLED, EXPIRED, NumberedLine, ResultLine, request_decoder, result_line
+from overnight.endpoint.order import Order
+from overnight.endpoint.recorder import Finished, Recorder
 from overnight.endpoint.records import OPEN_STATUSES, Batch, StoredFile, new_id
 from overnight.endpoint.store import Store
-from overnight.endpoint.upstream import Upstream, answer_with_retries
 from overnight.endpoint.validation import Problem, Rules, Verdict, validate
 
 log: Final = logging.getLogger(__name__)
 
 _RETRY_SECONDS: Final = 10.0
+MOST_STARTED: Final = 512
+"""Lines of one batch that run or wait to be tried again; memory holds no others."""
+
+
+class Tools(NamedTuple):
+    """What the runner works with."""
+
+    store: Store
+    recorder: Recorder
+    backlog: Backlog
+    gate: Gate
+    attempts: Attempts
+    observe: Callable[[ResultLine], None]
+    """Told of every finished line."""
+    clock: Callable[[], float]
+    """Unix time."""
 
 
 class Runner:
-    """Works on the open batches of a store with one upstream, on the event loop that it is started on."""
+    """Works on the open batches of a store, on the event loop that it is started on."""
 
     def __init__(
-        self, store: Store, upstream: Upstream, concurrency: int, grace_seconds: float, clock: Callable[[], float]
+        self,
+        tools: Tools,
+        models: frozenset[str] | None = None,
+        grace_seconds: float = 10.0,
+        keep_seconds: int | None = None,
     ) -> None:
-        self._store = store
-        self._upstream = upstream
-        self._grace_seconds = grace_seconds
-        self._clock = clock
-        self._slots = asyncio.Semaphore(concurrency)
+        """Serve `models`, None where only the upstream knows; keep result files so long, None for ever."""
+        self._store, self._recorder, self._backlog, self._gate, self._attempts, self._observe, self._clock = tools
+        self._models, self._grace_seconds, self._keep_seconds = models, grace_seconds, keep_seconds
         self._jobs: dict[str, asyncio.Task[None]] = {}
         self._interrupts: dict[str, asyncio.Event] = {}
         self._stopping = asyncio.Event()
+
+    @property
+    def open_batches(self) -> int:
+        """Batches that have not ended."""
+        return len(self._jobs)
 
     def start(self) -> None:
         """Go on with the batches that were open when the last server ended."""
@@ -59,15 +85,20 @@ class Runner:
                 self._interrupts[batch_id].set()
                 return True
         batch = self._store.batch(batch_id)
-        return batch is not None and batch.status == "cancelling"
+        return batch is not None and batch.status in {"cancelling", "cancelled"}
 
     async def stop(self) -> None:
         """Take no more lines, give those in flight their grace, and return."""
         self._stopping.set()
         for interrupt in self._interrupts.values():
             interrupt.set()
-        if self._jobs:
-            await asyncio.wait(self._jobs.values())
+        jobs = list(self._jobs.values())
+        if jobs:
+            await asyncio.wait(jobs, timeout=self._grace_seconds + 1)
+        # What could not be stored by now, on a full disk, is not waited for.
+        await self._recorder.close()
+        if jobs:
+            await asyncio.wait(jobs)
 
     async def _work(self, batch_id: str) -> None:
         while not self._stopping.is_set():
@@ -98,46 +129,54 @@ class Runner:
 
     async def _validate(self, batch: Batch) -> None:
         path = self._store.path(batch.input_file_id)
-        rules = Rules(batch.endpoint, self._upstream.model_ids)
-        verdict = await asyncio.to_thread(_validate_file, path, rules)
+        verdict = await asyncio.to_thread(_validate_file, path, Rules(batch.endpoint, self._models))
         if verdict.problems:
             errors = msgspec.json.encode({"object": "list", "data": [_error(p) for p in verdict.problems]}).decode()
             self._advance(batch, "failed", errors=errors, failed_at=self._now())
         else:
+            hours = self._backlog.schedule.name if self._backlog.schedule else None
             valid = {"total": verdict.requests, "model": verdict.model, "in_progress_at": self._now()}
-            self._advance(batch, "in_progress", **valid)
+            self._advance(batch, "in_progress", **valid, off_peak=hours)
 
     async def _run_lines(self, batch: Batch) -> None:
-        in_flight = _InFlight(self._slots)
-        producer = asyncio.create_task(self._produce(batch, in_flight))
+        finished = self._store.finished_lines(batch.id)
+        order = await asyncio.to_thread(_read_order, self._store.path(batch.input_file_id), finished)
+        self._backlog.begin(batch.id, batch.expires_at, len(order))
+        started = _Started()
+        producer = asyncio.create_task(self._produce(batch, order, started))
         interrupted = asyncio.create_task(self._interrupts[batch.id].wait())
         left = batch.expires_at - self._clock()
         await asyncio.wait({producer, interrupted}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         all_done = producer.done()
         await _end(producer, interrupted)
-        if in_flight.tasks:
-            await asyncio.wait(in_flight.tasks, timeout=self._grace_seconds)
-            await _end(*in_flight.tasks)
+        await _end(*started.idle())
+        if started.tasks:
+            await asyncio.wait(started.tasks, timeout=self._grace_seconds)
+            await _end(*started.tasks)
+        await self._recorder.settle()
+        self._backlog.end(batch.id)
+        self._gate.forget(batch.id)
         if all_done:
             producer.result()
             self._advance(batch, "finalizing", finalizing_at=self._now())
 
-    async def _produce(self, batch: Batch, in_flight: "_InFlight") -> None:
-        finished = self._store.finished_lines(batch.id)
+    async def _produce(self, batch: Batch, order: Order, started: "_Started") -> None:
         with self._store.path(batch.input_file_id).open("rb") as stream:
-            for line in input_lines(stream):
-                if line.number not in finished:
-                    in_flight.check()
-                    await self._slots.acquire()
-                    in_flight.start(self._run_line(batch.id, line))
-        while in_flight.tasks:
-            await asyncio.wait(in_flight.tasks)
-        in_flight.check()
+            for line in order.lines(stream):
+                await started.room()
+                slot = await self._gate.enter(batch.id)
+                started.start(slot, self._run_line(batch.id, line, slot))
+        await started.all_done()
 
-    async def _run_line(self, batch_id: str, line: NumberedLine) -> None:
+    async def _run_line(self, batch_id: str, line: NumberedLine, slot: Slot) -> None:
         request = request_decoder.decode(line.data)
-        outcome = await answer_with_retries(self._upstream, request.url, bytes(request.body))
-        self._store.record(batch_id, line.number, result_line(request.custom_id, outcome))
+        off_peak = self._backlog.is_off_peak()
+        outcome = await self._attempts.answer(slot, request.url, bytes(request.body))
+        result = result_line(request.custom_id, outcome)
+        # The slot is held until the answer is on disk: a kill costs no more answers than there are slots.
+        await self._recorder.record(Finished(batch_id, line.number, result, off_peak))
+        self._backlog.done(batch_id)
+        self._observe(result)
 
     async def _finish(self, batch: Batch) -> None:
         if batch.total == 0:
@@ -153,8 +192,10 @@ class Runner:
 
     def _close(self, batch: Batch, output: Path, error: Path) -> None:
         now = self._now()
+        keep = batch.output_expires_after or self._keep_seconds
+        expires_at = now + keep if keep else None
         written = [
-            StoredFile(path.name, path.stat().st_size, now, f"{batch.id}_{kind}.jsonl", "batch_output")
+            StoredFile(path.name, path.stat().st_size, now, f"{batch.id}_{kind}.jsonl", "batch_output", expires_at)
             for path, kind in ((output, "output"), (error, "error"))
             if path.exists()
         ]
@@ -181,6 +222,11 @@ def _validate_file(path: Path, rules: Rules) -> Verdict:
         return validate(stream, path.stat().st_size, rules)
 
 
+def _read_order(path: Path, finished: set[int]) -> Order:
+    with path.open("rb") as stream:
+        return Order(stream, finished)
+
+
 def _error(problem: Problem) -> dict[str, str | int | None]:
     return {"code": problem.code, "line": problem.line, "message": problem.message, "param": problem.param}
 
@@ -196,27 +242,45 @@ def _counts(batch: Batch) -> tuple[int, int, int]:
     return batch.completed, batch.failed, batch.total
 
 
-class _InFlight:
-    """The lines of a batch that hold a slot, and whether the store refused one: then no more may be paid for."""
+class _Started:
+    """The lines of a batch that were started and have not ended."""
 
-    def __init__(self, slots: asyncio.Semaphore) -> None:
-        self._slots = slots
-        self.tasks: set[asyncio.Task[None]] = set()
+    def __init__(self) -> None:
+        self.tasks: dict[asyncio.Task[None], Slot] = {}
+        self._room = asyncio.Semaphore(MOST_STARTED)
         self._fault: BaseException | None = None
 
-    def start(self, line: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(line)
-        self.tasks.add(task)
-        task.add_done_callback(self._done)
+    async def room(self) -> None:
+        """Wait until one more may be started.
 
-    def check(self) -> None:
+        Raises:
+            BaseException: what a line failed with, such as a refusal of the store: then no more may be paid for.
+        """
+        await self._room.acquire()
+        self._check()
+
+    def start(self, slot: Slot, line: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(line)
+        self.tasks[task] = slot
+        task.add_done_callback(self._ended)
+
+    def idle(self) -> list[asyncio.Task[None]]:
+        """Return the lines that wait to be tried again: nothing of them is in flight."""
+        return [task for task, slot in self.tasks.items() if not slot.held]
+
+    async def all_done(self) -> None:
+        while self.tasks:
+            await asyncio.wait(self.tasks)
+        self._check()
+
+    def _check(self) -> None:
         if self._fault:
             raise self._fault
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self.tasks.discard(task)
+    def _ended(self, task: asyncio.Task[None]) -> None:
         # Here, not in the line: a task that is cancelled before its first step never gets to a `finally`.
-        self._slots.release()
+        self.tasks.pop(task).release()
+        self._room.release()
         if not task.cancelled():
             self._fault = self._fault or task.exception()
 

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -18,11 +17,21 @@ from typing import Final
 import msgspec
 import uvicorn
 from fastapi import FastAPI
+from pythonjsonlogger.json import JsonFormatter
 
-from overnight.endpoint.app import Service, create_app
-from overnight.endpoint.model import SLOTS, EmbeddedModel
-from overnight.endpoint.runner import Runner
-from overnight.endpoint.settings import Settings, SettingsError, check, package_version, secret
+from overnight.endpoint.app import create_app
+from overnight.endpoint.attempts import Attempts
+from overnight.endpoint.backlog import Backlog
+from overnight.endpoint.gate import Gate
+from overnight.endpoint.guard import PatientProtocol
+from overnight.endpoint.housekeeping import Disk, Housekeeping
+from overnight.endpoint.metrics import Metrics
+from overnight.endpoint.model import EmbeddedModel
+from overnight.endpoint.pace import FIRST_LIMIT, MOST
+from overnight.endpoint.recorder import Recorder
+from overnight.endpoint.runner import Runner, Tools
+from overnight.endpoint.service import Service
+from overnight.endpoint.settings import Settings, SettingsError, check, package_version, schedule, secret
 from overnight.endpoint.store import DataError, Store
 from overnight.endpoint.upstream import HttpUpstream, Upstream, UpstreamError
 
@@ -30,6 +39,7 @@ log: Final = logging.getLogger("overnight.endpoint")
 
 EXIT_FAILED: Final = 1
 EXIT_LOCKED: Final = 3
+MOST_CONNECTIONS: Final = 1000
 
 
 class LockedError(RuntimeError):
@@ -42,7 +52,7 @@ def serve(settings: Settings) -> int:
     Returns:
         0 after a clean stop, 1 when it could not start, 3 when another server holds the data directory.
     """
-    _quiet_logging()
+    _set_up_logging(as_json=settings.log_json)
     try:
         check(settings)
         settings.data.mkdir(parents=True, exist_ok=True)
@@ -59,15 +69,16 @@ def serve(settings: Settings) -> int:
 async def _run(settings: Settings, listener: socket.socket) -> int:
     upstream = _upstream(settings)
     store = Store(settings.data)
-    concurrency = settings.concurrency or upstream.concurrency
-    runner = Runner(store, upstream, concurrency, settings.grace_seconds, time.time)
-    service = Service(store, upstream, runner, secret(settings.client_key_env), time.time)
+    recorder = Recorder(store.database)
+    service, housekeeping = _assemble(settings, upstream, store, recorder)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        runner.start()
+        service.runner.start()
+        keeping = asyncio.create_task(housekeeping.run())
         yield
-        await runner.stop()
+        keeping.cancel()
+        await service.runner.stop()
         await upstream.close()
         store.close()
 
@@ -80,13 +91,46 @@ async def _run(settings: Settings, listener: socket.socket) -> int:
     return EXIT_FAILED if server.failed else 0
 
 
+def _assemble(settings: Settings, upstream: Upstream, store: Store, recorder: Recorder) -> tuple[Service, Housekeeping]:
+    backlog = Backlog(schedule(settings), time.time)
+    most = settings.concurrency or upstream.concurrency
+    gate = Gate(most or FIRST_LIMIT, most or MOST, rpm=settings.rpm, tpm=settings.tpm, held=backlog.holds)
+    metrics = Metrics(store, gate, backlog)
+    keep = settings.retention_days * 86_400 or None
+    tools = Tools(store, recorder, backlog, gate, Attempts(upstream, metrics.attempt), metrics.line, time.time)
+    runner = Runner(tools, upstream.model_ids, settings.grace_seconds, keep)
+    disk = Disk(settings.data, settings.min_free_mb << 20)
+    service = Service(
+        store=store,
+        upstream=upstream,
+        runner=runner,
+        backlog=backlog,
+        metrics=metrics,
+        disk=disk,
+        clock=time.time,
+        client_key=secret(settings.client_key_env),
+        max_open_batches=settings.max_open_batches,
+        keep_seconds=keep,
+    )
+    return service, Housekeeping(store, gate, disk, keep, time.time)
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server, which also says where it listens and stops with its parent."""
 
     def __init__(self, app: FastAPI, settings: Settings, listener: socket.socket) -> None:
         grace = max(1, round(settings.grace_seconds))
         super().__init__(
-            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=grace, lifespan="on")
+            uvicorn.Config(
+                app,
+                http=PatientProtocol,
+                lifespan="on",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                limit_concurrency=MOST_CONNECTIONS,
+                timeout_graceful_shutdown=grace,
+            )
         )
         self._settings = settings
         self._url = f"http://{_shown_host(settings.host)}:{listener.getsockname()[1]}/v1"
@@ -129,9 +173,8 @@ def announce(data: Path, url: str) -> None:
 
 def _upstream(settings: Settings) -> Upstream:
     if settings.upstream is None:
-        return EmbeddedModel(settings.concurrency or SLOTS, settings.line_timeout_seconds)
-    key = secret(settings.key_env)
-    return HttpUpstream(settings.upstream, key, settings.concurrency or 8, settings.line_timeout_seconds)
+        return EmbeddedModel(settings.line_timeout_seconds)
+    return HttpUpstream(settings.upstream, secret(settings.key_env), settings.line_timeout_seconds)
 
 
 @contextlib.contextmanager
@@ -186,8 +229,10 @@ def _shown_host(host: str) -> str:
     return f"[{reachable}]" if ":" in reachable else reachable
 
 
-def _quiet_logging() -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+def _set_up_logging(*, as_json: bool) -> None:
+    """Log to stderr; nothing there names a key or a prompt."""
+    handler = logging.StreamHandler()
+    fields = "%(asctime)s %(levelname)s %(message)s"
+    handler.setFormatter(JsonFormatter(fields) if as_json else logging.Formatter(fields))
+    logging.basicConfig(handlers=[handler])
     log.setLevel(logging.INFO)
-    # At INFO it would say a line per request.
-    logging.getLogger("httpx2").setLevel(logging.WARNING)

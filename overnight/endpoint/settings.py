@@ -2,22 +2,19 @@
 
 import ipaddress
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
+from typing import Annotated
 from urllib.parse import urlsplit
 
-DATA_VARIABLE: Final = "OVERNIGHT_ENDPOINT_DATA"
+from cyclopts import Parameter
+
+from overnight.endpoint.off_peak import Schedule, read_schedule
 
 
 class SettingsError(ValueError):
     """The server cannot start with these settings; the message says what to change."""
-
-
-def default_data() -> Path:
-    """Return the data directory named in the environment, else `data/runs/.endpoint`."""
-    return Path(os.environ.get(DATA_VARIABLE) or "data/runs/.endpoint")
 
 
 def package_version() -> str:
@@ -28,38 +25,64 @@ def package_version() -> str:
         return "0"
 
 
+def _env(name: str) -> Parameter:
+    return Parameter(env_var=f"OVERNIGHT_ENDPOINT_{name}", negative=())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Options of `overnight endpoint`."""
+    """Options of `overnight endpoint`; each has an environment variable that holds where the option is not given."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, _env("HOST")] = "127.0.0.1"
     """Address to listen on. Any address but a loopback one needs --client-key-env."""
 
-    port: int = 8642
+    port: Annotated[int, _env("PORT")] = 8642
     """Port to listen on; 0 takes a free one, written to DATA/endpoint.json."""
 
-    data: Path = field(default_factory=default_data)
+    data: Annotated[Path, _env("DATA")] = Path("data/runs/.endpoint")
     """Directory of the files and of the database; one server at a time."""
 
-    upstream: str | None = None
+    upstream: Annotated[str | None, _env("UPSTREAM")] = None
     """Base URL of the OpenAI-compatible real-time API that answers the lines; without it, the embedded model does."""
 
-    key_env: str | None = None
+    key_env: Annotated[str | None, _env("KEY_ENV")] = None
     """Name of the environment variable that holds the upstream's API key."""
 
-    concurrency: int | None = None
-    """Lines in flight at once: 8 without this."""
+    concurrency: Annotated[int | None, _env("CONCURRENCY")] = None
+    """Lines in flight at once, at most; without it, as many as the upstream bears (up to 256)."""
 
-    client_key_env: str | None = None
+    rpm: Annotated[int | None, _env("RPM")] = None
+    """Requests per minute to the upstream, at most."""
+
+    tpm: Annotated[int | None, _env("TPM")] = None
+    """Tokens per minute of the upstream, at most, counted from its answers."""
+
+    client_key_env: Annotated[str | None, _env("CLIENT_KEY_ENV")] = None
     """Name of the environment variable that holds the key clients must send as a bearer token."""
 
-    exit_with_stdin: bool = False
+    off_peak: Annotated[str | None, _env("OFF_PEAK")] = None
+    """Work in cheap hours only, unless a batch would miss its window: 'deepseek', or hours such as
+    'Mon-Fri 01:00-04:00,06:00-10:00; Sat 08:00-12:00 UTC peak' (or '… UTC off-peak')."""
+
+    retention_days: Annotated[int, _env("RETENTION_DAYS")] = 30
+    """Days after which files, and batches that have ended, are deleted; 0 keeps them."""
+
+    max_open_batches: Annotated[int, _env("MAX_OPEN_BATCHES")] = 100
+    """Batches that may be open at once; more are refused with 429 until one ends."""
+
+    min_free_mb: Annotated[int, _env("MIN_FREE_MB")] = 512
+    """Free space, in MiB, that stays on the disk: below it uploads and new batches get 507, and work rests."""
+
+    log_json: Annotated[bool, _env("LOG_JSON")] = False
+    """Log one JSON object per line."""
+
+    exit_with_stdin: Annotated[bool, _env("EXIT_WITH_STDIN")] = False
     """Stop cleanly when standard input closes, so that the server ends with the process that started it."""
 
-    grace_seconds: float = 10.0
+    grace_seconds: Annotated[float, _env("GRACE_SECONDS")] = 10.0
     """How long lines in flight may take to finish when the server stops, or a batch is cancelled or expires."""
 
-    line_timeout_seconds: float = 600.0
+    line_timeout_seconds: Annotated[float, _env("LINE_TIMEOUT_SECONDS")] = 600.0
     """How long one attempt at a line may take before it counts as a request_timeout."""
 
 
@@ -86,16 +109,37 @@ def check(settings: Settings) -> None:
     Raises:
         SettingsError: with the option and the mend.
     """
+    if settings.upstream is None and settings.off_peak is not None:
+        raise SettingsError("--off-peak is about the upstream's prices: give --upstream URL too")
     if settings.upstream is not None:
         _check_upstream(settings.upstream)
     elif settings.key_env is not None:
         raise SettingsError("--key-env is the upstream's key: give --upstream URL too")
-    if settings.concurrency is not None and settings.concurrency < 1:
-        raise SettingsError(f"--concurrency {settings.concurrency} runs nothing: give 1 or more")
+    for option in ("concurrency", "rpm", "tpm", "max_open_batches"):
+        value = getattr(settings, option)
+        if value is not None and value < 1:
+            raise SettingsError(f"--{option.replace('_', '-')} {value} runs nothing: give 1 or more")
+    if settings.retention_days < 0 or settings.min_free_mb < 0:
+        raise SettingsError("--retention-days and --min-free-mb cannot be negative")
+    schedule(settings)
     if not 0 <= settings.port <= 65535:
         raise SettingsError(f"--port {settings.port} does not exist: give 0 to 65535")
     if settings.client_key_env is None and not _is_loopback(settings.host):
         raise SettingsError(f"--host {settings.host} is reachable from outside: give --client-key-env NAME as well")
+
+
+def schedule(settings: Settings) -> Schedule | None:
+    """Read --off-peak; None where it is not given.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
+    if settings.off_peak is None:
+        return None
+    try:
+        return read_schedule(settings.off_peak)
+    except ValueError as error:
+        raise SettingsError(f"--off-peak {error}") from error
 
 
 def _check_upstream(url: str) -> None:

@@ -1,21 +1,20 @@
 """What survives a kill: files on disk, batches and finished lines in SQLite (WAL).
 
-One connection, used from one thread (the server's event loop): a write is one short transaction, so it needs neither
-locks nor a thread hop. `synchronous=NORMAL` keeps every commit through the death of the process; only a power cut can
-take the last commits, and never half of one.
+One connection here, used from one thread (the server's event loop), and one in `recorder` for the finished lines. A
+write is one short transaction. `synchronous=FULL` keeps every commit through a power cut too.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from overnight.endpoint.lines import ResultLine
 from overnight.endpoint.records import OPEN_STATUSES, Batch, StoredFile
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 _BATCH_COLUMNS: Final = ", ".join(field.name for field in fields(Batch))
 _FILE_COLUMNS: Final = ", ".join(field.name for field in fields(StoredFile))
@@ -47,12 +46,62 @@ CREATE TABLE results (
 """
 
 
+# From each schema to the next.
+_MIGRATIONS: Final = {
+    1: """
+ALTER TABLE files ADD COLUMN expires_at INTEGER;
+ALTER TABLE batches ADD COLUMN output_expires_after INTEGER;
+ALTER TABLE batches ADD COLUMN off_peak TEXT;
+ALTER TABLE batches ADD COLUMN off_peak_lines INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE batches ADD COLUMN off_peak_tokens INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE idempotency_keys (key TEXT PRIMARY KEY, digest BLOB NOT NULL, batch_id TEXT NOT NULL);
+"""
+}
+
+
 class DataError(RuntimeError):
     """The data directory cannot be used; the message says what to do."""
 
 
 class UnknownCursorError(LookupError):
     """The `after` of a list request names nothing in the list."""
+
+
+class Repeat(NamedTuple):
+    """A creation that was asked for with an Idempotency-Key: a digest of what was asked, and what it made."""
+
+    digest: bytes
+    batch_id: str
+
+
+def connect(database: Path) -> sqlite3.Connection:
+    """Open the database for one thread at a time."""
+    connection = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
+    connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=10000;")
+    return connection
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit what the block does, or nothing of it."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def put_in_place(part: Path, target: Path) -> None:
+    """Rename a file that is written and synced, and sync its directory: then a power cut leaves it there."""
+    part.replace(target)
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 class Store:
@@ -67,9 +116,8 @@ class Store:
         self.files = directory / "files"
         self.files.mkdir(parents=True, exist_ok=True)
         self.database = directory / "endpoint.sqlite"
-        self._connection = sqlite3.connect(self.database, isolation_level=None)
-        self._connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=10000;")
-        self._create_schema()
+        self._connection = connect(self.database)
+        self._bring_schema_up_to_date()
         self._remove_leftovers()
 
     def close(self) -> None:
@@ -113,9 +161,18 @@ class Store:
         row = self._connection.execute(query, (file_id, *OPEN_STATUSES)).fetchone()
         return str(row[0]) if row else None
 
-    def add_batch(self, batch: Batch) -> None:
-        """Register a new batch."""
-        self._insert("batches", asdict(batch))
+    def add_batch(self, batch: Batch, key: str | None = None, digest: bytes = b"") -> None:
+        """Register a new batch, with the Idempotency-Key that it was asked for with."""
+        with transaction(self._connection):
+            self._insert("batches", asdict(batch))
+            if key is not None:
+                self._insert("idempotency_keys", {"key": key, "digest": digest, "batch_id": batch.id})
+
+    def repeat_of(self, key: str) -> Repeat | None:
+        """Return what an Idempotency-Key was used for."""
+        query = "SELECT digest, batch_id FROM idempotency_keys WHERE key = ?"
+        row = self._connection.execute(query, (key,)).fetchone()
+        return Repeat(*row) if row else None
 
     def batch(self, batch_id: str) -> Batch | None:
         """Return a batch's row."""
@@ -144,15 +201,9 @@ class Store:
         cursor = self._connection.execute(query, {**changes, "_id": batch_id, "_from": from_status})
         return cursor.rowcount == 1
 
-    def record(self, batch_id: str, line: int, result: ResultLine) -> None:
-        """Commit a finished line together with the batch's counts."""
-        count = "completed" if result.succeeded else "failed"
-        tokens = ", ".join(f"{name} = {name} + :{name}" for name in result.usage._fields)
-        update = f"UPDATE batches SET {count} = {count} + 1, {tokens} WHERE id = :id"  # noqa: S608 - own column names
-        with self._transaction():
-            row = (batch_id, line, result.succeeded, result.data)
-            self._connection.execute("INSERT INTO results VALUES (?, ?, ?, ?)", row)
-            self._connection.execute(update, {**result.usage._asdict(), "id": batch_id})
+    def counts_by_status(self) -> dict[str, int]:
+        """Return how many batches are in each status that occurs."""
+        return dict(self._connection.execute("SELECT status, count(*) FROM batches GROUP BY status").fetchall())
 
     def finished_lines(self, batch_id: str) -> set[int]:
         """Return the numbers of the lines that have a result."""
@@ -161,12 +212,26 @@ class Store:
 
     def close_batch(self, batch_id: str, from_status: str, outputs: Sequence[StoredFile], **changes: Any) -> bool:
         """Register the result files, change the batch and drop its stored lines, all or nothing."""
-        with self._transaction():
+        with transaction(self._connection):
             for file in outputs:
                 self._insert("files", asdict(file))
             advanced = self.advance(batch_id, from_status, **changes)
             self._connection.execute("DELETE FROM results WHERE batch_id = ?", (batch_id,))
         return advanced
+
+    def expired_files(self, now: int) -> list[str]:
+        """Return the ids of the files whose time is over and that no open batch reads."""
+        query = "SELECT id FROM files WHERE expires_at <= ?"
+        ids = [str(file_id) for (file_id,) in self._connection.execute(query, (now,)).fetchall()]
+        return [file_id for file_id in ids if not self.open_batch_of(file_id)]
+
+    def forget_batches(self, before: int) -> int:
+        """Delete the batches that ended before a time, with their Idempotency-Keys; return how many."""
+        ended = "coalesce(completed_at, failed_at, expired_at, cancelled_at) < ?"
+        batches = f"SELECT id FROM batches WHERE {ended}"  # noqa: S608 - own column names
+        with transaction(self._connection):
+            self._connection.execute(f"DELETE FROM idempotency_keys WHERE batch_id IN ({batches})", (before,))  # noqa: S608 - as above
+            return self._connection.execute(f"DELETE FROM batches WHERE {ended}", (before,)).rowcount  # noqa: S608 - as above
 
     def _list(
         self,
@@ -192,25 +257,16 @@ class Store:
         columns, places = ", ".join(values), ", ".join(f":{name}" for name in values)
         self._connection.execute(f"INSERT INTO {table} ({columns}) VALUES ({places})", values)  # noqa: S608 - own names
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
-
-    def _create_schema(self) -> None:
+    def _bring_schema_up_to_date(self) -> None:
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        elif version != SCHEMA_VERSION:
+        if version > SCHEMA_VERSION:
             raise DataError(
-                f"{self.database} has schema {version}, this server needs {SCHEMA_VERSION}: "
+                f"{self.database} has schema {version}, this server knows {SCHEMA_VERSION}: "
                 "start the version that wrote it, or give another --data directory"
             )
+        for step in range(version, SCHEMA_VERSION):
+            change = _MIGRATIONS[step] if step else _SCHEMA
+            self._connection.executescript(f"BEGIN; {change} PRAGMA user_version = {step + 1}; COMMIT;")
 
     def _remove_leftovers(self) -> None:
         known = {file_id for (file_id,) in self._connection.execute("SELECT id FROM files")}

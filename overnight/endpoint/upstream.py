@@ -1,17 +1,18 @@
-"""The real-time API that answers the lines: what the runner needs of it, one over HTTP, and the retries."""
+"""The real-time API that answers the lines: what the runner needs of it, and one over HTTP."""
 
-import asyncio
-import random
 import re
+import ssl
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-import httpx2
+import aiohttp
 import msgspec
+import truststore
 
-from overnight.endpoint.lines import Answer, Failure
+from overnight.endpoint.lines import Answer
 from overnight.endpoint.records import new_id
 
 ENDPOINTS: Final = (
@@ -22,9 +23,9 @@ ENDPOINTS: Final = (
     "/v1/moderations",
 )
 
-MAX_ATTEMPTS: Final = 5
-_FIRST_DELAY_SECONDS: Final = 0.5
-_LONGEST_DELAY_SECONDS: Final = 30.0
+_CONNECT_SECONDS: Final = 10.0
+_IDLE_SECONDS: Final = 4.0
+"""How long an unused connection is kept: less than the 5 s after which vLLM and llama.cpp close theirs."""
 _VERSION_SEGMENT: Final = re.compile(r"v\d+([a-z]+\d*)?")
 
 
@@ -59,8 +60,8 @@ class Upstream(Protocol):
         """The models it serves; None where only a request would tell."""
 
     @property
-    def concurrency(self) -> int:
-        """How many requests at once suit it."""
+    def concurrency(self) -> int | None:
+        """How many requests at once suit it; None where that shows only in use."""
 
     @property
     def ready(self) -> bool:
@@ -106,24 +107,31 @@ class HttpUpstream:
 
     endpoints: tuple[str, ...] = ENDPOINTS
     model_ids: frozenset[str] | None = None
+    concurrency: int | None = None
     ready = True
+    proxied = True
+    """Whether HTTPS_PROXY and its like are heeded."""
 
-    def __init__(self, base_url: str, key: str | None, concurrency: int = 8, timeout_seconds: float = 600) -> None:
+    def __init__(self, base_url: str, key: str | None, timeout_seconds: float = 600) -> None:
         self.name = base_url
         self.base_url = base_url
-        self.concurrency = concurrency
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=concurrency)
-        timeout = httpx2.Timeout(timeout_seconds, connect=min(10, timeout_seconds))
-        self._client = httpx2.AsyncClient(headers=headers, limits=limits, timeout=timeout)
         self._timeout_seconds = timeout_seconds
+        self._client = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=_IDLE_SECONDS, ssl=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            ),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=aiohttp.ClientTimeout(timeout_seconds, sock_connect=min(_CONNECT_SECONDS, timeout_seconds)),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=self.proxied,
+        )
 
     async def start(self) -> None:
         """Do nothing: whether it answers shows with the first request."""
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await self._client.close()
 
     async def send(self, path: str, body: bytes) -> Reply:
         """Post a JSON body to a path, once."""
@@ -137,16 +145,15 @@ class HttpUpstream:
         headers = {"Content-Type": "application/json"} if body is not None else {}
         url = join(self.base_url, path)
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                response = await self._client.request(method, url, content=body, headers=headers)
-        except (TimeoutError, httpx2.TimeoutException) as error:
+            async with self._client.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
+                return reply(response.status, await response.read(), response.headers)
+        except TimeoutError as error:
             raise UpstreamTimeoutError(f"The upstream did not answer within {self._timeout_seconds:g} s.") from error
-        except httpx2.HTTPError as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise UpstreamError(f"The upstream could not be reached: {type(error).__name__}: {error}") from error
-        return reply(response.status_code, response.content, dict(response.headers))
 
 
-def reply(status: int, content: bytes, headers: dict[str, str]) -> Reply:
+def reply(status: int, content: bytes, headers: Mapping[str, str]) -> Reply:
     """Turn an HTTP response into a reply, whatever its body is.
 
     Raises:
@@ -186,39 +193,3 @@ def retry_after_seconds(header: str | None, now: datetime) -> float | None:
         return max(0.0, (parsedate_to_datetime(header) - now).total_seconds())
     except (ValueError, TypeError):
         return None
-
-
-def is_retryable(status: int) -> bool:
-    """Whether the same request may fare better later."""
-    return status in {408, 409, 429} or status >= 500
-
-
-def retry_delay(attempt: int, retry_after: float | None, jitter: float) -> float:
-    """Return the seconds to wait after failed attempt number `attempt` (from 1); `jitter` is from 0 to 1.
-
-    An upstream that says how long is believed; else the delay doubles, spread over its upper half.
-    """
-    if retry_after is not None:
-        return retry_after + jitter * _FIRST_DELAY_SECONDS
-    delay = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2.0 ** (attempt - 1))
-    return delay * (0.5 + jitter / 2)
-
-
-async def answer_with_retries(upstream: Upstream, path: str, body: bytes) -> Answer | Failure:
-    """Send a request until it has an answer worth keeping, or MAX_ATTEMPTS attempts have failed."""
-    outcome: Answer | Failure = Failure("upstream_error", "No attempt was made.")
-    for attempt in range(1, MAX_ATTEMPTS + 1):
-        retry_after = None
-        try:
-            answer, retry_after = await upstream.send(path, body)
-        except UpstreamTimeoutError as error:
-            outcome = Failure("request_timeout", str(error))
-        except UpstreamError as error:
-            outcome = Failure("upstream_error", str(error))
-        else:
-            if not is_retryable(answer.status_code):
-                return answer
-            outcome = answer
-        if attempt < MAX_ATTEMPTS:
-            await asyncio.sleep(retry_delay(attempt, retry_after, random.random()))  # noqa: S311 - spreads retries only
-    return outcome

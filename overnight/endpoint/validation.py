@@ -142,7 +142,7 @@ def _check_body(request: dict[str, Any], rules: Rules, line: int) -> _Request | 
         message = f"The model {_shown(model)} does not exist here. Served: {served}."
         return Problem("model_not_found", message, "body.model", line)
     if request["body"].get("stream"):
-        return Problem("invalid_request", "A batch cannot stream: remove 'stream'.", "body.stream", line)
+        return Problem("streaming", "A batch cannot stream: remove 'stream'.", "body.stream", line)
     return _Request(request["custom_id"], model)
 
 

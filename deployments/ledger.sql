@@ -1,0 +1,1 @@
+CREATE DATABASE overnight_ledger OWNER overnight;

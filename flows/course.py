@@ -1,0 +1,164 @@
+"""The course of a job through its steps, which flows share.
+
+Killed between any two of them, the next flow goes on from there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar, cast
+
+from prefect import allow_failure
+from prefect.futures import wait
+from prefect.states import Failed
+
+from flows.names import label_run
+from overnight.errors import JobError
+from overnight.lease import leased
+from overnight.queue import ended_batches
+from overnight.run import Run
+from overnight.summary import Summary
+from tasks.approve import ask_approval, needs_approval
+from tasks.build import build_requests
+from tasks.cancel import cancel_batches
+from tasks.clean import clean_job, cleanable
+from tasks.connect import in_deployment
+from tasks.fetch import fetch_files
+from tasks.join import join_answers
+from tasks.parse import parse_answers
+from tasks.plan import plan_of, publish_plan
+from tasks.progress import publish_progress
+from tasks.report import announce, write_report
+from tasks.submit import release, submit_shards
+from tasks.validate import validate_requests
+from tasks.wait import wait_for_batches
+
+PATIENCE = 3600.0
+"""Seconds to wait for another process that is at work on the job, and for one `wait` task run."""
+_MOST_TASK_RUNS = 20
+Item = TypeVar("Item")
+
+
+def in_groups(items: Sequence[Item]) -> list[tuple[Item, ...]]:
+    """Items as at most twenty groups of neighbours: one task run each, so that the page's graph stays readable."""
+    size = -(-len(items) // _MOST_TASK_RUNS)
+    return [tuple(items[at : at + size]) for at in range(0, len(items), size)] if items else []
+
+
+class Course:
+    """A job's way through its steps; on the page each is drawn behind the one before."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._before: list[Any] = []
+
+    @property
+    def _after(self) -> list[Any]:
+        """What the next task run is drawn behind; a failure before it does not keep it from running."""
+        return [allow_failure(one) for one in self._before]
+
+    @property
+    def settled(self) -> bool:
+        """Whether every request has its verdict, or will get none."""
+        return all(shard.settled for shard in self.run.ledger.shards(self.run.job.name))
+
+    def lease(self, patience: float = PATIENCE) -> AbstractContextManager[str]:
+        """The job's lease, without which no step is taken."""
+        return leased(self.run.ledger, self.run.job.name, patience)
+
+    def prepare(self, *, approve: bool) -> None:
+        """Takes the job through build and validate; between them asks whether to go on, where the job wants it.
+
+        A person who is asked may lower the number of rows; the course is one over fewer rows then.
+
+        Args:
+            approve: go on without the question.
+
+        Raises:
+            JobError: the person said no; nothing was sent.
+        """
+        with self.lease():
+            build = build_requests(self.run)
+            made = plan_of(self.run, build, self.run.folder.staging)
+            publish_plan(made)
+            if approve or not needs_approval(self.run.job, made):
+                state = validate_requests(self.run, build, return_state=True)
+                state.result()
+                self._before = [state]
+                label_run(self.run)
+                return
+            shutil.rmtree(self.run.folder.staging)  # the answer may take hours: what it is about is built anew then
+        answer = ask_approval(made)
+        if answer.decision == "reject":
+            why = f": {answer.note}" if answer.note else ""
+            raise JobError(f"the run was rejected on Prefect's page{why}; nothing was sent")
+        self.run = self.run.with_max_rows(answer.max_rows) if answer.max_rows else self.run
+        self.prepare(approve=True)
+
+    def submit(self, owner: str) -> Exception | None:
+        """Submits the shards that may go out now; returns what stopped the first that could not."""
+        groups = in_groups(release(self.run, time.time()))
+        futures = [
+            submit_shards.submit(self.run, group, owner, wait_for=self._after, return_state=False) for group in groups
+        ]
+        failure = first_exception(future.result(raise_on_failure=False) for future in futures)
+        self._before = [future.state for future in futures] or self._before
+        publish_progress(self.run)
+        return failure
+
+    def wait(self, patience: float) -> None:
+        """Looks at open batches until one has ended or a held shard may go, for so many seconds; once in any case."""
+        state = wait_for_batches(self.run, patience, wait_for=self._after, return_state=True)
+        state.result()
+        self._before = [state]
+
+    def collect(self) -> Exception | None:
+        """Fetches and settles the batches that have ended; one that cannot be settled keeps no other from it."""
+        groups = in_groups(ended_batches(self.run.ledger.shards(self.run.job.name)))
+        fetched = [fetch_files.submit(self.run, group, wait_for=self._after, return_state=False) for group in groups]
+        wait(fetched)
+        parsed = [
+            parse_answers(self.run, future.result(), return_state=True)
+            for future in fetched
+            if future.state.is_completed()
+        ]
+        self._before = [*parsed] or self._before
+        publish_progress(self.run)
+        results = [*(future.result(raise_on_failure=False) for future in fetched),
+                   *(state.result(raise_on_failure=False) for state in parsed)]  # fmt: skip
+        return first_exception(results)
+
+    def cancel(self, owner: str) -> None:
+        """Sends nothing more, and asks the provider to cancel what is open."""
+        state = cancel_batches(self.run, owner, wait_for=self._after, return_state=True)
+        state.result()
+        self._before = [state]
+
+    def finish(self, started: float) -> Summary:
+        """Takes the job through join, report and clean, and emits the event that other automations wait for.
+
+        Args:
+            started: when the flow began, as `time.monotonic` had it.
+        """
+        with self.lease():
+            tally = join_answers(self.run, wait_for=self._after)
+            summary = write_report(self.run, tally, time.monotonic() - started)
+            if self.run.job.cleanup == "after_join" and cleanable(self.run.ledger.shards(self.run.job.name)):
+                clean_job(self.run, wait_for=[summary])
+        announce(summary)
+        return summary
+
+
+def as_result(summary: Summary) -> Summary:
+    """A summary as a flow returns it: a deployment's run fails where too many rows did, so that alerts see it."""
+    if summary.within_bounds or not in_deployment():
+        return summary
+    return cast(Summary, Failed(message=summary.outcome, data=summary))
+
+
+def first_exception(results: Iterable[Any]) -> Exception | None:
+    """The first exception among some results."""
+    return next((result for result in results if isinstance(result, Exception)), None)

@@ -1,0 +1,35 @@
+"""doctor: whether an endpoint does all that a job needs, tried call by call without spending anything."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.names import ProviderInput, name_provider_run
+from overnight.home import home_path
+from overnight.local import stop_local_endpoint
+from tasks.connect import choose_provider
+from tasks.probe import Diagnosis, probe_provider
+
+
+@flow(name="doctor", flow_run_name=name_provider_run, validate_parameters=False)
+def doctor(provider: ProviderInput, home: str | None = None) -> Diagnosis:
+    """Probes an endpoint: address, key, upload, list, create, metadata, cancel, delete.
+
+    Args:
+        provider: its settings, a profile's name, or a job file that names it.
+        home: the folder of runs, where the embedded endpoint keeps its batches.
+
+    Raises:
+        OvernightError: there is no address, no key, or no Batch API to be tried.
+    """
+    folder = home_path(home)
+    try:
+        return probe_provider(choose_provider(provider), folder)
+    finally:
+        stop_local_endpoint(folder)
+
+
+if __name__ == "__main__":
+    from flows.__main__ import main
+
+    main("doctor")

@@ -1,0 +1,36 @@
+"""list_batches: the batches of an account, newest first, and which of them are ours."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.names import ProviderInput, name_provider_run
+from overnight.home import home_path
+from overnight.local import stop_local_endpoint
+from tasks.connect import choose_provider
+from tasks.manage import ListedBatch, list_account
+
+
+@flow(name="list_batches", flow_run_name=name_provider_run, validate_parameters=False)
+def list_batches(provider: ProviderInput, limit: int = 100, home: str | None = None) -> list[ListedBatch]:
+    """Lists an account's batches, as a table on the page too.
+
+    Args:
+        provider: its settings, a profile's name, or a job file that names it.
+        limit: how many, newest first.
+        home: the folder of runs, whose ledger tells which batches are ours.
+
+    Raises:
+        OvernightError: the provider cannot be used; says what to mend.
+    """
+    folder = home_path(home)
+    try:
+        return list_account(choose_provider(provider), folder, limit)
+    finally:
+        stop_local_endpoint(folder)
+
+
+if __name__ == "__main__":
+    from flows.__main__ import main
+
+    main("list")

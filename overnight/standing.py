@@ -1,0 +1,109 @@
+"""How far a job is: in figures, and as the table of its batches that the page shows. Pure but for the ledger's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from overnight.records import Batch, Shard
+from overnight.run import Run
+from overnight.states import AT_PROVIDER, State
+from overnight.summary import duration
+
+_MOST_ROWS = 300
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A job between its build and its joined table."""
+
+    job: str
+    requests: int
+    """Distinct requests of the dataset, as it was built last."""
+    answered: int
+    """Of those: answered or given up, as far as the provider tells."""
+    open_batches: int
+    """Batches at the provider."""
+    unsent: int
+    """Shards that wait to be sent."""
+    done: bool
+    """Whether every request is settled."""
+    held: str | None = None
+    """Why shards are held back."""
+    stopped: str | None = None
+    """Why nothing more is sent."""
+
+
+def standing_of(run: Run) -> Standing:
+    """Where a job stands now."""
+    record = run.ledger.job(run.job.name)
+    shards = run.ledger.shards(run.job.name)
+    return standing(run.job.name, shards, record.requests if record else 0, record.stopped if record else None)
+
+
+def standing(job: str, shards: Sequence[Shard], requests: int, stopped: str | None = None) -> Standing:
+    """Adds a job's shards up."""
+    waiting = [shard for shard in shards if not shard.settled]
+    batches = [batch for shard in waiting if (batch := shard.open_batch)]
+    answered = sum((batch.done or 0) + (batch.failed or 0) for batch in batches)
+    at_provider = sum(batch.state in AT_PROVIDER for batch in batches)
+    held = next((shard.hold_reason for shard in waiting if shard.hold_reason and shard.hold_until), None)
+    left = requests - sum(shard.requests for shard in waiting)
+    return Standing(
+        job, requests, max(0, left + answered), at_provider, len(waiting) - at_provider, not waiting, held, stopped
+    )
+
+
+def batch_rows(shards: Sequence[Shard], now: float) -> list[dict[str, Any]]:
+    """One row per batch attempt and per shard that waits, newest last; texts are for people.
+
+    Args:
+        shards: all of a job's.
+        now: Unix seconds.
+    """
+    rows = [_row(shard, batch, now) for shard in shards for batch in shard.batches if batch.state is not State.REFUSED]
+    rows += [_waiting(shard) for shard in shards if not shard.settled and shard.open_batch is None]
+    return rows[-_MOST_ROWS:]
+
+
+def _row(shard: Shard, batch: Batch, now: float) -> dict[str, Any]:
+    ended = batch.ended_at or batch.collected_at
+    age = (ended or now) - (batch.submitted_at or batch.started_at)
+    verdicts = batch.verdicts or {}
+    usage = batch.usage or {}
+    tokens = usage.get("input_tokens", 0) + usage.get("output_tokens", 0)
+    return {
+        "file": shard.file_name,
+        "status": batch.status or str(batch.state),
+        "done": f"{_answered(batch):,} of {shard.requests:,}",
+        "age": duration(age),
+        "expected": "ended" if ended else _expected(shard, batch, now),
+        "tokens": f"{tokens:,}" if tokens else f"about {shard.tokens:,}",
+        "attempt": shard.attempt,
+        "verdicts": ", ".join(f"{count:,} {verdict}" for verdict, count in verdicts.items()),
+        "batch": batch.batch_id or "–",
+    }
+
+
+def _waiting(shard: Shard) -> dict[str, Any]:
+    why = f"held back: {shard.hold_reason}" if shard.hold_reason and shard.hold_until else "to be sent"
+    return {
+        "file": shard.file_name, "status": why, "done": f"0 of {shard.requests:,}", "age": "–",
+        "expected": "–", "tokens": f"about {shard.tokens:,}", "attempt": shard.attempt, "verdicts": "",
+        "batch": "–",
+    }  # fmt: skip
+
+
+def _answered(batch: Batch) -> int:
+    if batch.verdicts is not None:
+        return sum(batch.verdicts.values())
+    return (batch.done or 0) + (batch.failed or 0)
+
+
+def _expected(shard: Shard, batch: Batch, now: float) -> str:
+    """When a batch may end: as it went so far, else by its deadline at the latest."""
+    answered, since = _answered(batch), now - (batch.submitted_at or now)
+    if answered and since > 0:
+        return f"in {duration(since * (shard.requests - answered) / answered)}" if answered < shard.requests else "now"
+    return f"within {duration(batch.deadline_at - now)}" if batch.deadline_at and batch.deadline_at > now else "unknown"

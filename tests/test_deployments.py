@@ -1,0 +1,121 @@
+"""Deployments on a real Prefect server with a real worker: from the API, from a schedule, cancelled, and killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tests.conftest import MakeJob, ProviderProcess
+from tests.server import Local, until
+
+SLOW = {"polls": 100_000, "answer": 1}
+
+
+def test_a_run_from_the_api_is_named_tagged_and_reported(local: Local, make_job: MakeJob) -> None:
+    run = local.ended(local.run("run_batch/run", job=make_job(["a", "b", "[400]"], max_failed_fraction=0.5)))
+    assert (run["state_name"], run["name"]) == ("Completed", "texts · 3 rows · custom")
+    assert {"job:texts", "provider:custom", "model:some-model", "overnight"} <= set(run["tags"])
+    assert any(tag.startswith("batch_") for tag in run["tags"])
+    names = {
+        task["name"].split()[0] for task in local.api("/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    }
+    assert names == {"build", "validate", "submit", "wait", "fetch", "parse", "join", "report", "clean"}
+    assert "| failed | invalid_request | 1 |" in local.artifact("report-texts")
+    assert "echo: a" in local.artifact("samples-texts")
+    assert "completed" in local.artifact("progress-texts")
+    assert "to be sent" in local.artifact("plan-texts")
+    of_run = {"logs": {"flow_run_id": {"any_": [run["id"]]}}}
+    until(lambda: local.api("/logs/filter", of_run), lambda lines: "3 requests" in str(lines))
+    finished = {"filter": {"event": {"name": ["overnight.job.completed"]}}}
+    events = until(lambda: local.api("/events/filter", finished)["events"], bool)
+    assert events[0]["payload"]["rows"] == 3
+
+
+def test_a_run_with_too_many_failures_fails_for_alerts_and_writes_its_table(local: Local, make_job: MakeJob) -> None:
+    run = local.ended(local.run("run_batch/run", job=make_job(["a", "[400]"], name="bad")))
+    assert (run["state_name"], run["state"]["message"]) == (
+        "Failed", "1 of 2 rows answered; 50.0% have no answer, more than max_failed_fraction (5.0%)")  # fmt: skip
+    assert len(pd.read_parquet(local.home / "bad/joined.parquet")) == 2
+
+
+def test_a_cancelled_run_cancels_its_batches_and_keeps_what_they_answered(
+    local: Local, make_job: MakeJob, provider_server: ProviderProcess
+) -> None:
+    provider_server.order(default=SLOW)
+    run_id = local.run("run_batch/run", job=make_job(["a", "b"], name="cancelled"))
+    until(lambda: provider_server.books()["calls"].get("retrieve", 0), bool)
+    local.api(f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
+    joined = local.home / "cancelled/joined.parquet"
+    until(joined.exists, bool)
+    assert provider_server.books()["calls"]["cancel"] == 1
+    assert pd.read_parquet(joined)["status"].to_list() == ["succeeded", "expired"]
+    assert local.ended(run_id)["state_name"] == "Cancelled"
+
+
+def test_a_costly_run_is_suspended_until_a_person_approves_fewer_rows(
+    local: Local, make_job: MakeJob, provider_server: ProviderProcess
+) -> None:
+    provider = {"profile": "custom", "base_url": provider_server.base_url, "prices": {"input": 1, "output": 2}}
+    limits = {"approve_above_usd": 0, "poll_seconds": 0.02}
+    job = make_job(["a", "b", "c"], name="costly", provider=provider, limits=limits, parameters={"max_tokens": 5})
+    run_id = local.run("run_batch/run", job=job)
+    asked = until(lambda: local.flow_run(run_id), lambda run: run["state_name"] == "Suspended")
+    assert provider_server.books()["calls"].get("upload") is None
+    keyset = asked["state"]["state_details"]["run_input_keyset"]
+    assert "up to $0.00" in local.api(f"/flow_runs/{run_id}/input/{keyset['description']}")
+    answer = {"decision": "approve", "max_rows": 2, "note": None}
+    assert local.api(f"/flow_runs/{run_id}/resume", {"run_input": answer})["status"] == "ACCEPT"
+    assert local.ended(run_id)["state_name"] == "Completed"
+    assert len(pd.read_parquet(local.home / "costly/joined.parquet")) == 2
+    assert sum(provider_server.books()["billed"].values()) == 2
+
+
+def test_a_killed_worker_leaves_the_job_to_the_scheduled_sweep(
+    local: Local, make_job: MakeJob, provider_server: ProviderProcess
+) -> None:
+    provider_server.order(default={"polls": 8})
+    local.run("run_batch/run", job=make_job(["a", "b"], name="orphan", limits={"poll_seconds": 0.5}))
+    until(lambda: provider_server.books()["calls"].get("retrieve", 0), bool)
+    local.kill("worker")
+    local.up()
+    sweep = local.deployment("collect_batches/collect")
+    schedule = sweep["schedules"][0]
+    assert (schedule["slug"], schedule["schedule"]["interval"]) == ("every-ten-minutes", 600)
+    every_few_seconds = {"schedule": {"interval": 4}, "active": True}
+    local.api(f"/deployments/{sweep['id']}/schedules/{schedule['id']}", every_few_seconds, "PATCH")
+    joined = local.home / "orphan/joined.parquet"
+    until(joined.exists, bool, 120)
+    assert set(pd.read_parquet(joined)["status"]) == {"succeeded"}
+    assert set(provider_server.books()["billed"].values()) == {1}
+
+
+def test_a_key_is_nowhere_but_in_its_encrypted_block(
+    local: Local, make_job: MakeJob, provider_server: ProviderProcess
+) -> None:
+    key = "sk-a-key-that-must-not-leak-0123456789"
+    provider_server.order(key=key)
+    block_type: dict[str, Any] = local.api("/block_types/slug/batch-provider")
+    wanted = {"block_schemas": {"block_type_id": {"any_": [block_type["id"]]}}}
+    schema = local.api("/block_schemas/filter", wanted)[0]
+    block = {
+        "name": "account",
+        "block_type_id": block_type["id"],
+        "block_schema_id": schema["id"],
+        "data": {"api_key": key},
+    }
+    local.api("/block_documents/", block)
+    provider = {"profile": "custom", "base_url": provider_server.base_url, "credentials": "account"}
+    run = local.ended(local.run("run_batch/run", job=make_job(["a", "[400]"], name="keyed", provider=provider)))
+    assert pd.read_parquet(local.home / "keyed/joined.parquet")["status"].to_list() == ["succeeded", "failed"]
+    refused = local.ended(
+        local.run("run_batch/run", job=make_job(["b"], name="none", provider=provider | {"credentials": "x"}))
+    )
+    assert (run["state_name"], refused["state_name"]) == ("Failed", "Failed")
+    assert [path for path in files_below(local.home) if key.encode() in path.read_bytes()] == []
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files: the ledger, runs, logs, and Prefect's database with its write-ahead log."""
+    return [path for path in folder.rglob("*") if path.is_file()]
