@@ -18,6 +18,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from overnight.errors import LedgerError
 from overnight.records import Batch, JobRecord, NewShard, Shard
@@ -284,9 +285,7 @@ class Ledger:
     def learn_limit(self, provider: str, model: str, tokens: int, now: float) -> None:
         """Notes the enqueued tokens that the provider takes."""
         with self._transaction() as connection:
-            at = (LEARNED.c.provider == provider) & (LEARNED.c.model == model)
-            connection.execute(sa.delete(LEARNED).where(at))
-            connection.execute(sa.insert(LEARNED).values(provider=provider, model=model, tokens=tokens, at=now))
+            _put(connection, LEARNED, {"provider": provider, "model": model, "tokens": tokens, "at": now})
 
     def hold(self, shard_id: int, until: float | None, reason: str) -> None:
         """Holds a shard back until a time (Unix seconds) or until there is room; the last reason is kept for good."""
@@ -326,12 +325,10 @@ class Ledger:
     def acquire(self, job: str, owner: str, now: float, until: float) -> str | None:
         """Takes or renews a job's lease; returns the owner who holds it instead, if any."""
         with self._transaction() as connection:
-            held = connection.execute(sa.select(LEASES).where(LEASES.c.job == job).with_for_update()).mappings().first()
-            if held and held["owner"] != owner and held["until"] > now:
-                return str(held["owner"])
-            connection.execute(sa.delete(LEASES).where(LEASES.c.job == job))
-            connection.execute(sa.insert(LEASES).values(job=job, owner=owner, until=until))
-            return None
+            free = (LEASES.c.owner == owner) | (LEASES.c.until <= now)
+            _put(connection, LEASES, {"job": job, "owner": owner, "until": until}, free)
+            holder = connection.execute(sa.select(LEASES.c.owner).where(LEASES.c.job == job)).scalar_one()
+            return None if holder == owner else str(holder)
 
     def release(self, job: str, owner: str) -> None:
         """Gives a job's lease back."""
@@ -360,6 +357,20 @@ def ledger_exists(home: Path) -> bool:
     return bool(os.environ.get("OVERNIGHT_LEDGER_URL")) or (home / "ledger.db").exists()
 
 
+def _put(
+    connection: sa.Connection, table: sa.Table, values: Mapping[str, Any], where: sa.ColumnElement[bool] | None = None
+) -> None:
+    """Writes a row, in place of the one of its key where `where` holds of that: in one statement, so that no other
+    process comes between the look and the writing.
+    """
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    keys = [column.name for column in table.primary_key]
+    others = {name: value for name, value in values.items() if name not in keys}
+    connection.execute(
+        insert(table).values(**values).on_conflict_do_update(index_elements=keys, set_=others, where=where)
+    )
+
+
 def _insert_shards(connection: sa.Connection, job: str, shards: Sequence[NewShard]) -> None:
     if shards:
         connection.execute(
@@ -372,14 +383,15 @@ def _insert_shards(connection: sa.Connection, job: str, shards: Sequence[NewShar
 
 
 def _add_new_columns(connection: sa.Connection) -> None:
-    """Gives the tables of an older version the columns that came since: all of them may be null."""
+    """Gives the tables of an older version the columns that came since, with their defaults."""
     inspector = sa.inspect(connection)
     for table in _METADATA.sorted_tables:
         there = {column["name"] for column in inspector.get_columns(table.name)}
         for column in table.columns:
             if column.name not in there:
                 kind = column.type.compile(connection.dialect)
-                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}")
+                default = "" if column.default is None else f" NOT NULL DEFAULT {column.default.arg}"
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}{default}")
 
 
 def _move(connection: sa.Connection, batch: Batch, to: State, values: Mapping[str, Any]) -> Batch:

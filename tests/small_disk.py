@@ -18,7 +18,7 @@ from overnight.lease import leased
 from overnight.queue import ended_batches
 from tasks.fetch import fetch_files
 from tasks.join import join
-from tasks.parse import parse_answers
+from tasks.parse import parse_one
 from tasks.submit import release, submit_shards
 from tasks.wait import wait
 from tests.steps import build
@@ -41,11 +41,10 @@ def main(job_file: str, home: str, stage: str) -> None:
         begin("ledger")
         submit_shards.fn(run, tuple(release(run, time.time())), owner)
         wait(run, 10)
-        ended = tuple(ended_batches(run.ledger.shards(run.job.name)))
         begin("fetch")
-        fetched = fetch_files.fn(run, ended)
+        (fetched,) = fetch_files.fn(run, tuple(ended_batches(run.ledger.shards(run.job.name))))
         begin("parse")
-        parse_answers.fn(run, fetched)
+        parse_one(run, fetched)
         begin("join")
         join(run)
 

@@ -76,6 +76,8 @@ def cost_is_of_answers(outcome: Outcome) -> bool:
              batches=None),
         mode(5, "an expired batch holds other errors too", first(end="expired", answer=2), texts=("t0", "[500 once]", "t2"),
              batches=None, billed=4, statuses={"succeeded": 3}),
+        mode(5, "an expired batch holds an error and no answer", first(end="expired", answer=1), texts=("[500 once]", "t1", "t2"),
+             batches=None, billed=4, statuses={"succeeded": 3}),
         mode(6, "finalizing without an end", first(words={"in_progress": "finalizing"}, polls=10_000, answer=4), batches=None,
              job=LATE, also=lambda o: o.books["calls"]["cancel"] >= 1),
         mode(7, "the queue is full after the create call", first(errors=[FULL]), batches=None),
@@ -156,7 +158,9 @@ def test_failure_07_a_queue_that_stays_full_is_tried_in_peace_and_says_why(
     while time.monotonic() < until:
         advance(run, patience=0.1)
     assert 1 <= provider_server.books()["calls"]["create"] <= 4 + 4 * others
-    assert all("token_limit_exceeded" in (shard.hold_reason or "") for shard in run.ledger.shards("texts"))
+    reasons = [shard.hold_reason or "" for shard in run.ledger.shards("texts")]
+    assert all("token_limit_exceeded" in why or "it would not fit" in why for why in reasons)
+    assert any("token_limit_exceeded" in why for why in reasons)
     assert "the queue is full, it waits" in caplog.text
 
 

@@ -1,0 +1,101 @@
+"""The ledger on PostgreSQL, where several machines share it: what SQLite's one writer at a time cannot show."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from overnight.errors import LedgerError
+from overnight.ledger import Ledger
+from overnight.states import State
+from tests.server import free_port
+from tests.test_ledger import RECORD, new_shard
+
+pytestmark = pytest.mark.skipif(shutil.which("initdb") is None, reason="needs PostgreSQL's initdb and pg_ctl in PATH")
+_USER: dict[str, Any] = {"user": "nobody"} if os.geteuid() == 0 else {}
+"""PostgreSQL does not run as root."""
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    folder = Path(subprocess.check_output(["mktemp", "-d"], text=True, **_USER).strip())
+    port = free_port()
+
+    def run(*command: str | Path) -> None:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", **_USER)
+
+    run("initdb", "-D", folder / "data", "-U", "overnight", "--no-sync")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    run("pg_ctl", "-D", folder / "data", "-o", options, "-l", folder / "log", "-w", "start")
+    yield f"postgresql+psycopg://overnight@127.0.0.1:{port}/postgres"
+    run("pg_ctl", "-D", folder / "data", "-m", "immediate", "stop")
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def ledger(url: str) -> Iterator[Ledger]:
+    made = Ledger(url)
+    yield made
+    made.close()
+
+
+def at_once(work: Callable[[int], object], threads: int = 4) -> list[object]:
+    """What a function gives that several threads call at the same moment; a refusal is given as its text."""
+    start, found = threading.Barrier(threads), list[object]()
+
+    def run(number: int) -> None:
+        start.wait()
+        try:
+            found.append(work(number))
+        except LedgerError as error:
+            found.append(str(error))
+
+    running = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return found
+
+
+def test_of_several_processes_that_ask_for_a_lease_at_once_one_gets_it(ledger: Ledger) -> None:
+    for attempt in range(20):
+        now = time.time()
+        told = at_once(lambda n, job=f"job{attempt}": ledger.acquire(job, f"host:{n}:x", now, now + 60))  # type: ignore[misc]
+        assert told.count(None) == 1
+        assert len({one for one in told if one is not None}) == 1
+    assert ledger.acquire("job0", "host:9:x", time.time() + 61, time.time() + 120) is None
+
+
+def test_of_several_processes_that_start_an_attempt_at_once_one_does(ledger: Ledger) -> None:
+    ledger.plan(RECORD, [new_shard(number) for number in range(10)])
+    for shard in ledger.shards("job"):
+        told = at_once(lambda _, shard=shard: ledger.start_attempt(shard.id, 1.0).state)  # type: ignore[misc]
+        assert told.count(State.UPLOADING) == 1
+        assert sum("another process works on it" in str(one) for one in told) == 3
+        assert len(ledger.shard(shard.id).batches) == 1
+
+
+def test_a_limit_that_several_processes_learn_at_once_is_one(ledger: Ledger) -> None:
+    for attempt in range(10):
+        assert at_once(lambda n, model=f"m{attempt}": ledger.learn_limit("p", model, 100 + n, 0.0)) == [None] * 4  # type: ignore[misc]
+        assert ledger.learned_limit("p", f"m{attempt}", 0.0) in range(100, 104)
+
+
+def test_the_paid_call_is_begun_by_one_of_several_processes(ledger: Ledger) -> None:
+    ledger.plan(RECORD, [new_shard(99, round=9)])
+    shard = ledger.shards("job")[-1]
+    batch = ledger.move(ledger.start_attempt(shard.id, 1.0), State.UPLOADED, file_id="f")
+    now = time.time()
+    ledger.acquire("job", "host:1:x", now, now + 60)
+    told = at_once(lambda _: ledger.begin_create(batch, "host:1:x", now).state)
+    assert told.count(State.CREATING) == 1
+    assert ledger.shard(shard.id).batches[0].creates == 1
