@@ -1,5 +1,6 @@
 """How a running server behaves: hours, stuck lines, outages, metrics, retention, logs, options."""
 
+import asyncio
 import json
 import sqlite3
 import time
@@ -13,8 +14,11 @@ import openai
 import pytest
 
 from overnight.endpoint.__main__ import app
+from overnight.endpoint.gate import Gate
+from overnight.endpoint.housekeeping import Disk, Housekeeping
 from overnight.endpoint.off_peak import DAY, WEEK
 from overnight.endpoint.settings import Settings
+from overnight.endpoint.store import Store
 from tests.test_endpoint_support import (
     Planned,
     client,
@@ -24,6 +28,7 @@ from tests.test_endpoint_support import (
     held_upstream,
     request_line,
     until,
+    upload,
     wait_for_completed,
     wait_for_end,
 )
@@ -161,6 +166,32 @@ def test_what_is_over_its_time_is_deleted_but_never_the_input_of_an_open_batch(t
     kept = {path.name for path in (tmp_path / "files").iterdir()}
     assert still_open.input_file_id in kept
     assert not kept & {ended.input_file_id, ended.output_file_id}
+
+
+def test_no_batch_starts_on_a_file_whose_time_is_over(tmp_path: Path) -> None:
+    with endpoint(tmp_path, "--upstream", "http://127.0.0.1:9") as running, client(running.url) as sdk:
+        file_id = upload(sdk, LINES)
+        with closing(sqlite3.connect(tmp_path / "endpoint.sqlite")) as database, database:
+            database.execute("UPDATE files SET expires_at = 1")
+        with pytest.raises(openai.BadRequestError, match="does not exist"):
+            sdk.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h")
+
+
+def test_housekeeping_goes_on_after_a_fault_of_the_disk(tmp_path: Path) -> None:
+    async def looked_after() -> str | None:
+        store, gate = Store(tmp_path), Gate(1, 1)
+        disk = Disk(tmp_path / "not there yet", 1 << 60)
+        keeping = asyncio.create_task(Housekeeping(store, gate, disk, None, time.time, look_seconds=0.01).run())
+        await asyncio.sleep(0.03)
+        (tmp_path / "not there yet").mkdir()
+        async with asyncio.timeout(10):
+            while gate.closed is None:
+                await asyncio.sleep(0.01)
+        keeping.cancel()
+        store.close()
+        return gate.closed
+
+    assert "nearly full" in str(asyncio.run(looked_after()))
 
 
 def test_the_log_is_json_where_it_is_asked_for_and_holds_no_key_and_no_prompt(tmp_path: Path) -> None:

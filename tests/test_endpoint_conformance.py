@@ -286,6 +286,8 @@ def impatient_server() -> Iterator[tuple[str, int]]:
     async def reads(scope: Any, receive: Any, send: Any) -> None:
         while (await receive()).get("more_body"):
             pass
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
 
     class Impatient(PatientProtocol):
         head_seconds = 0.1
@@ -321,3 +323,13 @@ def test_a_client_that_stands_still_is_let_go_of(sent: bytes) -> None:
         while connection.recv(4096):
             pass
         assert time.monotonic() - began < 9
+
+
+def test_a_client_that_asks_often_keeps_its_connection() -> None:
+    """The server is asked again and again over several times its patience, between two looks at the connection."""
+    with impatient_server() as address, socket.create_connection(address, timeout=10) as connection:
+        began = time.monotonic()
+        while time.monotonic() - began < 0.5:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 204")
+            time.sleep(0.01)

@@ -117,7 +117,7 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Start to watch the connection."""
         super().connection_made(transport)
-        self._was_waiting = False
+        self._seen: object = None
         self._watch = self.loop.call_later(self.head_seconds, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -127,8 +127,9 @@ class PatientProtocol(H11Protocol):
 
     def _look(self) -> None:
         waiting = self.cycle is None or self.cycle.response_complete
-        if waiting and (self._was_waiting or self.cycle is None):
+        # A client that asks often is seen between two requests every time, but never twice after the same one.
+        if waiting and self.cycle is self._seen:
             self.transport.close()
             return
-        self._was_waiting = waiting
+        self._seen = self.cycle
         self._watch = self.loop.call_later(self.head_seconds, self._look)
