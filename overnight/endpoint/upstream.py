@@ -23,6 +23,8 @@ ENDPOINTS: Final = (
     "/v1/moderations",
 )
 
+MAX_ANSWER_BYTES: Final = 128 * 1024 * 1024
+"""Room for 2,048 embeddings of 3,072 numbers in one answer."""
 _CONNECT_SECONDS: Final = 10.0
 _IDLE_SECONDS: Final = 4.0
 """How long an unused connection is kept: less than the 5 s after which vLLM and llama.cpp close theirs."""
@@ -146,11 +148,21 @@ class HttpUpstream:
         url = join(self.base_url, path)
         try:
             async with self._client.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
-                return reply(response.status, await response.read(), response.headers)
+                return reply(response.status, await _content(response), response.headers)
         except TimeoutError as error:
             raise UpstreamTimeoutError(f"The upstream did not answer within {self._timeout_seconds:g} s.") from error
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamError(f"The upstream could not be reached: {type(error).__name__}: {error}") from error
+
+
+async def _content(response: aiohttp.ClientResponse) -> bytes:
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > MAX_ANSWER_BYTES:
+            raise UpstreamError(f"The upstream's answer is larger than the limit of {MAX_ANSWER_BYTES} bytes.")
+        parts.append(part)
+    return b"".join(parts)
 
 
 def reply(status: int, content: bytes, headers: Mapping[str, str]) -> Reply:
