@@ -142,6 +142,14 @@ def test_an_answer_that_is_larger_than_the_database_could_keep_is_no_answer() ->
         asyncio.run(sent(upstream.url))
 
 
+def test_an_upstream_on_this_machine_is_reached_past_a_proxy(tmp_path: Path) -> None:
+    nowhere = "http://127.0.0.1:9"
+    with held_upstream() as upstream:
+        options = ("--upstream", upstream.url)
+        with endpoint(tmp_path, *options, HTTP_PROXY=nowhere, http_proxy=nowhere, NO_PROXY="", no_proxy="") as running:
+            assert httpx2.get(f"{running.url}/models", trust_env=False).status_code == 200
+
+
 def test_prometheus_is_told_what_was_done(tmp_path: Path) -> None:
     answers: dict[str, list[Planned]] = {
         "prompt 0": [(429, {"Retry-After": "0"}, b"{}")],

@@ -14,6 +14,7 @@ import truststore
 
 from overnight.endpoint.lines import Answer
 from overnight.endpoint.records import new_id
+from overnight.endpoint.settings import is_loopback
 
 ENDPOINTS: Final = (
     "/v1/chat/completions",
@@ -111,8 +112,6 @@ class HttpUpstream:
     model_ids: frozenset[str] | None = None
     concurrency: int | None = None
     ready = True
-    proxied = True
-    """Whether HTTPS_PROXY and its like are heeded."""
 
     def __init__(self, base_url: str, key: str | None, timeout_seconds: float = 600) -> None:
         self.name = base_url
@@ -125,7 +124,8 @@ class HttpUpstream:
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=aiohttp.ClientTimeout(timeout_seconds, sock_connect=min(_CONNECT_SECONDS, timeout_seconds)),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=self.proxied,
+            # HTTPS_PROXY and its like: no proxy reaches what listens on this machine alone.
+            trust_env=not is_loopback(urlsplit(base_url).hostname or ""),
         )
 
     async def start(self) -> None:
