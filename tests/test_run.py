@@ -443,6 +443,17 @@ def test_files_are_deleted_at_the_provider_once_they_are_joined(
     assert clean_job.fn(run) == 0
 
 
+def test_uploads_whose_reply_was_lost_are_deleted_too(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    provider_server.order(faults=[{"call": "upload", "cut": "before", "effect": True, "times": 3}])
+    run = build(make_job(["a"]), tmp_path / "home")
+    assert finish(run).statuses == {"succeeded": 1}
+    assert len(provider_server.books()["files"]) == 4  # three uploads of the same file, and the answers
+    assert clean_job.fn(run) == 1
+    assert provider_server.books()["files"] == []
+
+
 def test_everything_at_once_still_pays_once(
     make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
 ) -> None:
