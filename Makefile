@@ -40,8 +40,9 @@ format: install ## write what `check` asks for, where a tool can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install ## measure the stages against plain Python
+bench: install ## measure the stages against plain Python, and the endpoint
 	$(BIN)/python -m tests.benchmarks.stages
+	$(BIN)/python -m tests.benchmarks.endpoint
 
 soak: install ## kill jobs at 200 random moments and count what was billed
 	$(BIN)/python -m tests.benchmarks.soak

@@ -92,6 +92,7 @@ BATCHES = sa.Table(
     sa.Column("verdicts", sa.JSON),
     sa.Column("usage", sa.JSON),
     sa.Column("service_tiers", sa.JSON),
+    sa.Column("hours", sa.JSON),                        # requests and tokens in cheap hours and others
 )  # fmt: skip
 
 LEARNED = sa.Table(

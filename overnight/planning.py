@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from overnight.budget import Spending, output_limit
+from overnight.hours import hours_text
 from overnight.job import Job
 from overnight.prices import Rates, job_rates
 from overnight.run import Build
@@ -43,7 +44,13 @@ class Plan:
     """All of it for people, in Markdown."""
 
 
-def make_plan(job: Job, build: Build, samples: Sequence[Mapping[str, Any]], so_far: Spending | None = None) -> Plan:
+def make_plan(
+    job: Job,
+    build: Build,
+    samples: Sequence[Mapping[str, Any]],
+    so_far: Spending | None = None,
+    hours: Mapping[str, Any] | None = None,
+) -> Plan:
     """Adds a build up.
 
     Args:
@@ -51,6 +58,7 @@ def make_plan(job: Job, build: Build, samples: Sequence[Mapping[str, Any]], so_f
         build: what would be sent.
         samples: a few request bodies.
         so_far: what earlier runs spent and reserved, where the job has a budget.
+        hours: the endpoint's cheap hours, where it has some.
     """
     sent = sum(shard.requests for shard in build.shards)
     size = sum(shard.bytes for shard in build.shards)
@@ -61,7 +69,9 @@ def make_plan(job: Job, build: Build, samples: Sequence[Mapping[str, Any]], so_f
     cost = rates.cost(given, made or 0) if rates else None
     source = rates.source if rates else "no price is known: set provider.prices"
     figures = _figures(job, build, sent, size, given, made, cost, source, rates)
-    head = f"# Plan of {job.name}\n\n" + table(["", ""], [*figures, *_limits(job, so_far)])
+    head = f"# Plan of {job.name}\n\n" + table(
+        ["", ""], [*figures, *([("cheap hours", hours_text(hours))] if hours else []), *_limits(job, so_far)]
+    )
     text = "\n\n".join(filter(None, [head, _shards(build), _notes(job), _samples(samples)])) + "\n"
     return Plan(job.name, build.rows, build.unsendable, build.requests, build.known, len(build.shards), size, given,
                 made, cost, source, text)  # fmt: skip

@@ -90,6 +90,8 @@ class Batch:
     """Tokens of all its answers, whatever their verdict: input_tokens, output_tokens, cached_tokens."""
     service_tiers: dict[str, int] | None = None
     """How many answers name which service tier."""
+    hours: dict[str, int] | None = None
+    """What ran in cheap hours, where the endpoint tells: off_peak_lines, peak_lines, off_peak_tokens, peak_tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)

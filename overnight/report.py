@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from overnight.budget import batch_cost, spending
 from overnight.home import shown
+from overnight.hours import given_text
 from overnight.job import Job
 from overnight.prices import job_rates
 from overnight.records import Batch, Shard
@@ -140,7 +141,7 @@ def _money(summary: Summary, tally: Tally, job: Job, attempts: Sequence[Attempt]
         ("output", tally.output_tokens, _GREEN),
     ]
     tokens = pie("tokens", slices)
-    rows += [*_billed(summary, attempts), *_budget(job, attempts), *_tiers(attempts)]
+    rows += [*_billed(summary, attempts), *_budget(job, attempts), *_tiers(attempts), *_hours(attempts)]
     return "\n\n".join(["## Tokens and cost", *([tokens] if tally.input_tokens else []), table(["", ""], rows)])
 
 
@@ -176,6 +177,12 @@ def _tiers(attempts: Sequence[Attempt]) -> Iterator[tuple[str, str]]:
         said = ", ".join(f"{count:,} {tier}" for tier, count in tiers.most_common())
         shows = "the batch tier shows" if set(tiers) == {"batch"} else "the bill tells whether the discount was given"
         yield "service tier, as the provider reports it", f"{said}: {shows}"
+
+
+def _hours(attempts: Sequence[Attempt]) -> Iterator[tuple[str, str]]:
+    """What the clock gave, where an endpoint waits for cheap hours."""
+    if told := given_text(one.batch.hours for one in attempts if one.batch.hours):
+        yield "cheap hours", told
 
 
 def _batches(attempts: Sequence[Attempt], job: Job) -> str:

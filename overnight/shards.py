@@ -79,11 +79,11 @@ class ShardWriter:
             attempt: of all requests.
             reask: how often their answers were invalid.
             canary: the round of the canary that they belong to.
-            first: how many requests the first file takes: it is a canary then, of this round.
+            first: how many of the first requests are a canary of this round, in files of their own.
         """
         self._folder, self._round, self._numbers = folder, round_, numbers
         self._profile, self._kind, self._attempt, self._reask = profile, kind, attempt, reask
-        self._canary, self._first = canary, first
+        self._canary, self._first = canary, first or 0
         self._limit = shard_limit(profile)
         self._shards: list[NewShard] = []
         self._count = 0
@@ -145,4 +145,4 @@ class ShardWriter:
                 canary=self._round if self._first else self._canary,
             )
         )
-        self._count, self._first = 0, None
+        self._count, self._first = 0, max(0, self._first - self._count)

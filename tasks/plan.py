@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 
 from overnight.budget import spending
 from overnight.errors import InvalidRequests, NoBatchApi
+from overnight.hours import endpoint_hours
 from overnight.ledger import ledger_exists
 from overnight.planning import Plan, make_plan
 from overnight.provider import without_batch_api
@@ -54,7 +55,7 @@ def plan_of(run: Run, build: Build, staging: Path) -> Plan:
     """Adds a staged build up."""
     shards = run.ledger.shards(run.job.name) if ledger_exists(run.home) else []
     so_far = spending(run.job, shards) if run.job.limits.budget_usd is not None else None
-    return make_plan(run.job, build, _sample_bodies(staging, build), so_far)
+    return make_plan(run.job, build, _sample_bodies(staging, build), so_far, endpoint_hours(run.job.profile))
 
 
 def _sample_bodies(staging: Path, build: Build) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from overnight.errors import NotFound, ProviderError, Transient
+from overnight.hours import hours_of
 from overnight.provider import Provider
 from overnight.queue import ended_batches, next_release, pauses, submitted_batches
 from overnight.records import Batch
@@ -35,6 +36,7 @@ def seen(remote: RemoteBatch) -> dict[str, Any]:
             "output_file_id": remote.output_file_id,
             "error_file_id": remote.error_file_id,
             "errors": [list(error) for error in remote.errors[:_MOST_ERRORS]] or None,
+            "hours": hours_of(remote.metadata),
         }
     return found
 

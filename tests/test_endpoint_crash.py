@@ -10,6 +10,7 @@ import pytest
 from openai import OpenAI
 from openai.types import Batch
 
+from tests.benchmarks.endpoint_soak import soak
 from tests.test_endpoint_support import (
     Planned,
     client,
@@ -172,6 +173,10 @@ def test_an_upstream_that_is_silent_is_a_request_timeout_for_the_line(tmp_path: 
             (line,) = read_lines(sdk, batch.error_file_id)
     assert (line["response"], line["error"]["code"]) == (None, "request_timeout")
     assert upstream.calls["hi"] == 5
+
+
+def test_many_lines_over_many_kills_with_an_upstream_that_fails_one_call_in_ten(tmp_path: Path) -> None:
+    soak(tmp_path, lines=300, batches=4, kills=3)
 
 
 def test_two_open_batches_share_the_slots(tmp_path: Path) -> None:

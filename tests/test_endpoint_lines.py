@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from overnight.endpoint.attempts import retry_delay
 from overnight.endpoint.finish import Line, all_lines
+from overnight.endpoint.gate import LONGEST_PAUSE
 from overnight.endpoint.lines import CANCELLED, EXPIRED, Answer, Failure, NumberedLine, Usage, result_line, usage_of
 from overnight.endpoint.model import MODEL_ID, prepare, translate
 from overnight.endpoint.records import Batch, StoredFile, page, window_seconds
@@ -127,6 +128,7 @@ def test_retry_after_is_read_as_seconds_or_as_a_date(header: str | None, expecte
 def test_delays_grow_within_bounds(attempt: int, jitter: float) -> None:
     assert 0.25 <= retry_delay(attempt, None, jitter) <= 30
     assert retry_delay(attempt, 5.0, jitter) >= 5
+    assert retry_delay(attempt, float("inf"), jitter) <= LONGEST_PAUSE + 1
 
 
 def test_an_error_that_is_not_json_is_wrapped_and_a_success_that_is_not_json_is_no_answer() -> None:
@@ -169,6 +171,13 @@ REFUSED = [
     pytest.param(Settings(key_env="KEY"), "--upstream", id="a key for no upstream"),
     pytest.param(Settings(concurrency=0), "--concurrency", id="no concurrency"),
     pytest.param(Settings(port=70_000), "--port", id="no such port"),
+    pytest.param(Settings(upstream="http://127.0.0.1:99999/v1"), "must be a URL", id="no such port upstream"),
+    pytest.param(Settings(upstream="http://[::1/v1"), "must be a URL", id="half an address"),
+    pytest.param(Settings(line_timeout_seconds=0), "--line-timeout-seconds", id="no time for a line"),
+    pytest.param(Settings(grace_seconds=float("nan")), "--grace-seconds", id="no number"),
+    pytest.param(Settings(retention_days=-1), "--retention-days", id="less than nothing"),
+    pytest.param(Settings(upstream="http://x", off_peak="at night"), "--off-peak", id="hours that cannot be read"),
+    pytest.param(Settings(rpm=0, tpm=0), "--rpm 0 .*; --tpm 0 ", id="all that is wrong at once"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -72,7 +73,8 @@ def endpoint(data: Path, *options: str, **environment: str) -> Iterator[Endpoint
 
 
 def command(data: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "overnight.endpoint", "--port", "0", "--data", str(data), *options]
+    port = () if "--port" in options else ("--port", "0")
+    return [sys.executable, "-m", "overnight.endpoint", *port, "--data", str(data), *options]
 
 
 def health(url: str) -> dict[str, Any]:
@@ -92,12 +94,14 @@ def request_line(custom_id: str, content: str, model: str = "small", **body: Any
     return json.dumps({**request, "body": {"model": model, "messages": messages, **body}})
 
 
-def create_batch(openai: OpenAI, lines: list[str], window: Any = "24h", **options: Any) -> Batch:
+def upload(openai: OpenAI, lines: list[str], **options: Any) -> str:
     content = "".join(f"{line}\n" for line in lines).encode()
-    file = openai.files.create(file=("requests.jsonl", content), purpose="batch")
-    return openai.batches.create(
-        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window=window, **options
-    )
+    return openai.files.create(file=("requests.jsonl", content), purpose="batch", **options).id
+
+
+def create_batch(openai: OpenAI, lines: list[str], window: Any = "24h", **options: Any) -> Batch:
+    options = {"endpoint": "/v1/chat/completions", **options}
+    return openai.batches.create(input_file_id=upload(openai, lines), completion_window=window, **options)
 
 
 def wait_for_end(openai: OpenAI, batch: Batch, seconds: float = 30) -> Batch:
@@ -120,16 +124,33 @@ def read_lines(openai: OpenAI, file_id: str | None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in content.splitlines()]
 
 
+def prompt_of(request: dict[str, Any]) -> str:
+    """The text that a request of any endpoint is about."""
+    match request:
+        case {"messages": [*_, {"content": content}]}:
+            return str(content)
+    return str(request.get("input") or request.get("prompt"))
+
+
 @dataclass
 class HeldUpstream:
-    """A chat completions API that counts calls by prompt, answers `free` of them and holds the others."""
+    """A real-time API that counts calls by prompt, answers `free` of them and holds the others."""
 
     free: int = 1_000_000
     answers: dict[str, list[Planned]] = field(default_factory=dict)
     """What to answer to a prompt, call by call, before the usual answer."""
     calls: Counter[str] = field(default_factory=Counter)
+    paths: dict[str, str] = field(default_factory=dict)
+    """Where each prompt was last sent."""
+    answered: Counter[str] = field(default_factory=Counter)
+    """Calls that were answered in the usual way: what a real upstream would be paid for."""
+    failing: float = 0.0
+    """Share of calls that fail by chance, the same ones in every run."""
+    chance: random.Random = field(default_factory=lambda: random.Random(7))
     keys: set[str | None] = field(default_factory=set)
     opened: threading.Event = field(default_factory=threading.Event)
+    released: int = 0
+    """Held calls that may be answered all the same."""
     url: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -140,10 +161,17 @@ class HeldUpstream:
             planned = self.answers.get(prompt)
             if planned:
                 return planned.pop(0)
+            if self.chance.random() < self.failing:
+                return 503, {}, b"busy"
             self.free -= 1
             held = self.free < 0
-        if held:
-            self.opened.wait(60)
+        while held and not self.opened.wait(0.02):
+            with self._lock:
+                if self.released:
+                    self.released -= 1
+                    held = False
+        with self._lock:
+            self.answered[prompt] += 1
         usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": f"echo {prompt}"}}
         return (
@@ -154,15 +182,18 @@ class HeldUpstream:
 
 
 @contextmanager
-def held_upstream(free: int = 1_000_000, answers: dict[str, list[Planned]] | None = None) -> Iterator[HeldUpstream]:
+def held_upstream(
+    free: int = 1_000_000, answers: dict[str, list[Planned]] | None = None, failing: float = 0.0
+) -> Iterator[HeldUpstream]:
     """Serve a HeldUpstream on a free loopback port."""
-    upstream = HeldUpstream(free, answers or {})
+    upstream = HeldUpstream(free, answers or {}, failing=failing)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["content-length"])))
             key = self.headers.get("authorization")
-            status, headers, body = upstream.answer(request["messages"][0]["content"], key)
+            upstream.paths[prompt_of(request)] = self.path
+            status, headers, body = upstream.answer(prompt_of(request), key)
             try:
                 self.send_response(status)
                 for name, value in {**headers, "Content-Length": str(len(body))}.items():
@@ -171,6 +202,13 @@ def held_upstream(free: int = 1_000_000, answers: dict[str, list[Planned]] | Non
                 self.wfile.write(body)
             except ConnectionError:
                 pass  # a killed endpoint does not wait for its answers
+
+        def do_GET(self) -> None:
+            body = b'{"object":"list","data":[{"id":"small","object":"model","created":0,"owned_by":"test"}]}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name in the parent
             pass

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -114,6 +115,21 @@ def test_any_bytes_are_valid_or_refused_with_a_line_of_the_file(content: bytes) 
     if not found.problems:
         assert found.model == "small"
         assert found.requests == len(list(input_lines(io.BytesIO(content)))) > 0
+
+
+BROKEN_LINES = [data for case in BROKEN if isinstance(data := case.values[0], bytes) and len(data) < 1000]
+GOOD_LINES: dict[str, Callable[[int], bytes]] = {
+    "good": lambda number: line(custom_id=f"row {number}"),
+    "blank": lambda _: b"  \n",
+}
+
+
+@given(st.lists(st.sampled_from(["good", "blank", *BROKEN_LINES]), max_size=12))
+def test_each_broken_line_is_refused_by_its_own_number_and_no_other(kinds: list[str | bytes]) -> None:
+    rows = [GOOD_LINES[kind](number) if isinstance(kind, str) else kind for number, kind in enumerate(kinds, start=1)]
+    found = verdict(line() + b"".join(rows))
+    broken = [number for number, kind in enumerate(kinds, start=2) if isinstance(kind, bytes)]
+    assert [problem.line for problem in found.problems] == broken
 
 
 @given(st.binary(max_size=300))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from overnight.endpoint.gate import Report, Slot
+from overnight.endpoint.gate import LONGEST_PAUSE, Report, Slot
 from overnight.endpoint.lines import Answer, Failure, usage_of
 from overnight.endpoint.upstream import Upstream, UpstreamError, UpstreamTimeoutError
 
@@ -23,10 +23,10 @@ def is_retryable(status: int) -> bool:
 def retry_delay(attempt: int, retry_after: float | None, jitter: float) -> float:
     """Return the seconds to wait after failed attempt number `attempt` (from 1); `jitter` is from 0 to 1.
 
-    An upstream that says how long is believed; else the delay doubles, spread over its upper half.
+    An upstream that says how long is believed, up to LONGEST_PAUSE; else the delay doubles, spread over its upper half.
     """
     if retry_after is not None:
-        return retry_after + jitter * _FIRST_DELAY_SECONDS
+        return min(LONGEST_PAUSE, retry_after) + jitter * _FIRST_DELAY_SECONDS
     delay = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2.0 ** (attempt - 1))
     return delay * (0.5 + jitter / 2)
 

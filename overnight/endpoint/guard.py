@@ -28,8 +28,9 @@ class _SlowClientError(Exception):
 class Guard:
     """Middleware that refuses strangers and bodies that are too large, and lets go of clients that stand still."""
 
-    def __init__(self, app: ASGIApp, client_key: str | None) -> None:
+    def __init__(self, app: ASGIApp, client_key: str | None, silent_seconds: float = SILENT_SECONDS) -> None:
         self._app, self._key = app, client_key.encode() if client_key is not None else None
+        self._silent_seconds = silent_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with its refusal."""
@@ -45,7 +46,7 @@ class Guard:
             await error.response()(scope, receive, send)
             return
         with contextlib.suppress(_SlowClientError):  # uvicorn closes the connection of an answer that did not end
-            await self._app(scope, _bounded(receive, limit), _patient(send))
+            await self._app(scope, self._bounded(receive, limit), self._patient(send))
 
     def _check_key(self, path: str, header: bytes) -> None:
         if self._key is None or path in _OPEN_PATHS:
@@ -55,6 +56,36 @@ class Guard:
             raise ApiError(401, "You didn't provide an API key: send it as 'Authorization: Bearer KEY'.")
         if not secrets.compare_digest(sent, self._key):
             raise ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
+
+    def _bounded(self, receive: Receive, limit: int | None) -> Receive:
+        received, complete = 0, False
+
+        async def bounded() -> Message:
+            nonlocal received, complete
+            if complete:  # what comes now is the client's leaving, for which there is no hurry
+                return await receive()
+            try:
+                async with asyncio.timeout(self._silent_seconds):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"No byte of the request body came for {self._silent_seconds:g} s.") from None
+            received += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if limit is not None and received > limit:
+                raise HTTPException(413, _too_large(limit))
+            return message
+
+        return bounded
+
+    def _patient(self, send: Send) -> Send:
+        async def patient(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._silent_seconds):
+                    await send(message)
+            except TimeoutError:
+                raise _SlowClientError from None
+
+        return patient
 
 
 def body_limit(path: str) -> int | None:
@@ -78,46 +109,16 @@ def _too_large(limit: int) -> str:
     return f"The request body is larger than the limit of {limit} bytes."
 
 
-def _bounded(receive: Receive, limit: int | None) -> Receive:
-    received, complete = 0, False
-
-    async def bounded() -> Message:
-        nonlocal received, complete
-        if complete:  # what comes now is the client's leaving, for which there is no hurry
-            return await receive()
-        try:
-            async with asyncio.timeout(SILENT_SECONDS):
-                message = await receive()
-        except TimeoutError:
-            raise HTTPException(408, f"No byte of the request body came for {SILENT_SECONDS:g} s.") from None
-        received += len(message.get("body", b""))
-        complete = not message.get("more_body", False)
-        if limit is not None and received > limit:
-            raise HTTPException(413, _too_large(limit))
-        return message
-
-    return bounded
-
-
-def _patient(send: Send) -> Send:
-    async def patient(message: Message) -> None:
-        try:
-            async with asyncio.timeout(SILENT_SECONDS):
-                await send(message)
-        except TimeoutError:
-            raise _SlowClientError from None
-
-    return patient
-
-
 class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, which also closes a connection on which no request's head is completed for HEAD_SECONDS."""
+    """uvicorn's HTTP/1.1, which also closes a connection on which no request's head is completed for some time."""
+
+    head_seconds = HEAD_SECONDS
 
     def connection_made(self, transport: Any) -> None:
         """Start to watch the connection."""
         super().connection_made(transport)
-        self._was_waiting = False
-        self._watch = self.loop.call_later(HEAD_SECONDS, self._look)
+        self._seen: object = None
+        self._watch = self.loop.call_later(self.head_seconds, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop watching."""
@@ -126,8 +127,9 @@ class PatientProtocol(H11Protocol):
 
     def _look(self) -> None:
         waiting = self.cycle is None or self.cycle.response_complete
-        if waiting and (self._was_waiting or self.cycle is None):
+        # A client that asks often is seen between two requests every time, but never twice after the same one.
+        if waiting and self.cycle is self._seen:
             self.transport.close()
             return
-        self._was_waiting = waiting
-        self._watch = self.loop.call_later(HEAD_SECONDS, self._look)
+        self._seen = self.cycle
+        self._watch = self.loop.call_later(self.head_seconds, self._look)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -13,7 +14,7 @@ from overnight.endpoint.store import Store
 
 log: Final = logging.getLogger(__name__)
 
-_LOOK_SECONDS: Final = 5.0
+LOOK_SECONDS: Final = 5.0
 _SWEEP_EVERY: Final = 12
 """Looks at the disk from one sweep to the next."""
 
@@ -48,20 +49,31 @@ class Housekeeping:
     """Watches the disk, and deletes what is over its time."""
 
     def __init__(
-        self, store: Store, gate: Gate, disk: Disk, keep_seconds: int | None, clock: Callable[[], float]
+        self,
+        store: Store,
+        gate: Gate,
+        disk: Disk,
+        keep_seconds: int | None,
+        clock: Callable[[], float],
+        look_seconds: float = LOOK_SECONDS,
     ) -> None:
         """Keep batches that have ended for so long, None for ever; files have their own time."""
         self._store, self._gate, self._disk, self._keep_seconds, self._clock = store, gate, disk, keep_seconds, clock
+        self._look_seconds = look_seconds
 
     async def run(self) -> None:
         """Go on until cancelled."""
         looks = 0
         while True:
-            if looks % _SWEEP_EVERY == 0:
-                self.sweep()
-            self.look()
+            try:
+                self.look()
+                if looks % _SWEEP_EVERY == 0:
+                    self.sweep()
+            except (OSError, sqlite3.Error) as error:
+                # A full disk heals, and the next look must see it.
+                log.error("the disk was not looked after: %s", error)  # noqa: TRY400 - the message says it
             looks += 1
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(self._look_seconds)
 
     def look(self) -> None:
         """Let no line start that might find no room for its answer, which is paid by then."""

@@ -17,7 +17,7 @@ TOLERATED_REFUSALS: Final = 0.02
 """Share of attempts that may be refused with 429."""
 REST_WINDOWS: Final = 8
 MIN_ATTEMPTS: Final = 16
-MIN_SECONDS: Final = 0.25
+MIN_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True)

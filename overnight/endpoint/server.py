@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -67,6 +68,8 @@ def serve(settings: Settings) -> int:
 
 
 async def _run(settings: Settings, listener: socket.socket) -> int:
+    # Uploads gather in nameless temporary files: on the disk that is watched, and gone with a kill.
+    tempfile.tempdir = str(settings.data.absolute())
     upstream = _upstream(settings)
     store = Store(settings.data)
     recorder = Recorder(store.database)

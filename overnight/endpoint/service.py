@@ -37,10 +37,14 @@ class Service:
 
     def file(self, file_id: str) -> StoredFile:
         """Return a file, or refuse with 404."""
+        if file := self._kept(file_id):
+            return file
+        raise ApiError(404, f"No such File object: {file_id}", "id")
+
+    def _kept(self, file_id: str) -> StoredFile | None:
         file = self.store.file(file_id)
-        if file is None or (file.expires_at or self.clock() + 1) <= self.clock():
-            raise ApiError(404, f"No such File object: {file_id}", "id")
-        return file
+        over = file is not None and file.expires_at is not None and file.expires_at <= self.clock()
+        return None if over else file
 
     def batch(self, batch_id: str) -> Batch:
         """Return a batch, or refuse with 404."""
@@ -64,7 +68,7 @@ class Service:
                 raise ApiError(409, message, code="idempotency_key_reused")
             return self.batch(made.batch_id)
         self.check_served(wanted.endpoint)
-        file = self.store.file(wanted.input_file_id)
+        file = self._kept(wanted.input_file_id)
         if file is None or file.purpose != "batch":
             why = "does not exist" if file is None else f"has the purpose '{file.purpose}', not 'batch'"
             raise ApiError(400, f"The input file '{wanted.input_file_id}' {why}.", "input_file_id", "invalid_value")

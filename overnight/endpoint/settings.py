@@ -1,7 +1,9 @@
 """What can be set on the server, and the checks that need no server to be running."""
 
 import ipaddress
+import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -107,25 +109,42 @@ def check(settings: Settings) -> None:
     """Refuse settings that would start a server nobody wants.
 
     Raises:
-        SettingsError: with the option and the mend.
+        SettingsError: with every option that is wrong, and its mend.
     """
-    if settings.upstream is None and settings.off_peak is not None:
-        raise SettingsError("--off-peak is about the upstream's prices: give --upstream URL too")
+    if problems := [*_upstream_problems(settings), *_number_problems(settings), *_outside_problems(settings)]:
+        raise SettingsError("; ".join(problems))
+
+
+def _upstream_problems(settings: Settings) -> Iterator[str]:
     if settings.upstream is not None:
-        _check_upstream(settings.upstream)
+        yield from _url_problems(settings.upstream)
     elif settings.key_env is not None:
-        raise SettingsError("--key-env is the upstream's key: give --upstream URL too")
+        yield "--key-env is the upstream's key: give --upstream URL too"
+    if settings.upstream is None and settings.off_peak is not None:
+        yield "--off-peak is about the upstream's prices: give --upstream URL too"
+    try:
+        schedule(settings)
+    except SettingsError as error:
+        yield str(error)
+
+
+def _number_problems(settings: Settings) -> Iterator[str]:
     for option in ("concurrency", "rpm", "tpm", "max_open_batches"):
         value = getattr(settings, option)
         if value is not None and value < 1:
-            raise SettingsError(f"--{option.replace('_', '-')} {value} runs nothing: give 1 or more")
-    if settings.retention_days < 0 or settings.min_free_mb < 0:
-        raise SettingsError("--retention-days and --min-free-mb cannot be negative")
-    schedule(settings)
+            yield f"--{option.replace('_', '-')} {value} runs nothing: give 1 or more"
+    for option in ("retention_days", "min_free_mb", "grace_seconds"):
+        if not 0 <= getattr(settings, option) < math.inf:
+            yield f"--{option.replace('_', '-')} {getattr(settings, option)} cannot be: give 0 or more"
+    if not 0 < settings.line_timeout_seconds < math.inf:
+        yield f"--line-timeout-seconds {settings.line_timeout_seconds} cannot be: give more than 0"
     if not 0 <= settings.port <= 65535:
-        raise SettingsError(f"--port {settings.port} does not exist: give 0 to 65535")
+        yield f"--port {settings.port} does not exist: give 0 to 65535"
+
+
+def _outside_problems(settings: Settings) -> Iterator[str]:
     if settings.client_key_env is None and not _is_loopback(settings.host):
-        raise SettingsError(f"--host {settings.host} is reachable from outside: give --client-key-env NAME as well")
+        yield f"--host {settings.host} is reachable from outside: give --client-key-env NAME as well"
 
 
 def schedule(settings: Settings) -> Schedule | None:
@@ -142,12 +161,16 @@ def schedule(settings: Settings) -> Schedule | None:
         raise SettingsError(f"--off-peak {error}") from error
 
 
-def _check_upstream(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise SettingsError("--upstream must be a URL such as https://api.deepseek.com or http://127.0.0.1:11434/v1")
-    if parts.username or parts.password or parts.query:
-        raise SettingsError("--upstream must not carry a key: put it in the environment and name it with --key-env")
+def _url_problems(url: str) -> Iterator[str]:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:  # half an IPv6 address, or a port out of range
+        usable = False
+    if not usable:
+        yield "--upstream must be a URL such as https://api.deepseek.com or http://127.0.0.1:11434/v1"
+    elif parts.username or parts.password or parts.query:
+        yield "--upstream must not carry a key: put it in the environment and name it with --key-env"
 
 
 def _is_loopback(host: str) -> bool:

@@ -74,17 +74,20 @@ async def _form(request: Request, disk: Disk) -> FormData:
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise ApiError(400, "Send the file as multipart/form-data with the fields 'file' and 'purpose'.", "file")
     try:
-        return await MultiPartParser(request.headers, _limited(request, limit), max_files=1, max_fields=16).parse()
+        return await MultiPartParser(
+            request.headers, _limited(request, limit, disk), max_files=1, max_fields=16
+        ).parse()
     except MultiPartException as error:
         raise ApiError(400, f"The multipart form cannot be read: {error.message}", "file") from error
 
 
-async def _limited(request: Request, limit: int) -> Any:
+async def _limited(request: Request, limit: int, disk: Disk) -> Any:
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
         if received > limit:
             raise _too_large()
+        disk.check()
         yield chunk
 
 

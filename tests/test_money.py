@@ -1,0 +1,185 @@
+"""Budgets, canaries, and what a job costs: decided from the ledger, then kept against a real provider."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from overnight.budget import affordable, output_limit, spending
+from overnight.errors import JobError
+from overnight.job import Job
+from overnight.records import Batch, Shard
+from overnight.release import releasable
+from overnight.states import State
+from tasks.plan import plan
+from tests.conftest import MakeJob, ProviderProcess
+from tests.steps import build, run_job
+
+PRICES = {"input": 1_000_000, "output": 2_000_000}
+"""A dollar per input token, two per output token."""
+
+
+def job(**limits: Any) -> Job:
+    task = {"kind": "generate", "prompt": "x"}
+    return Job.model_validate({"name": "j", "task": task, "model": "m", "parameters": {"max_tokens": 5}, "limits": limits,
+                               "provider": {"profile": "custom", "prices": PRICES}})  # fmt: skip
+
+
+def shard(number: int, *states: State, **fields: Any) -> Shard:
+    used = {"input_tokens": 30, "output_tokens": 10, "cached_tokens": 0}
+    verdicts = {"succeeded": 10}
+    batches = tuple(
+        Batch(at, number, f"t{number}{at}", state, 0.0, batch_id=f"b{number}{at}",
+              usage=used if state is State.COLLECTED else None, verdicts=verdicts if state is State.COLLECTED else None)
+        for at, state in enumerate(states)
+    )  # fmt: skip
+    known: dict[str, Any] = {
+        "id": number, "job": "j", "round": 1, "number": number, "key": str(number), "requests": 10, "bytes": 100, "tokens": 30,
+        "model": "m", "url": "/v1/chat/completions", "settled": False, "hold_until": None, "hold_reason": None,
+    }  # fmt: skip
+    return Shard(**known | fields, batches=batches)
+
+
+MOST = 30 * 4 / 3 + 2 * 10 * 5
+"""What a shard above costs at the most: 140 dollars."""
+
+
+def test_what_is_open_is_reserved_and_what_is_collected_costs_what_was_used() -> None:
+    shards = [shard(1, State.COLLECTED, settled=True), shard(2, State.REFUSED, State.SUBMITTED), shard(3)]
+    assert spending(job(), shards) == pytest.approx((50.0, MOST))
+
+
+def test_answers_that_were_lost_count_as_if_they_were_paid() -> None:
+    lost = shard(1, State.COLLECTED, settled=True)
+    lost = Shard(
+        **{**vars(lost), "batches": (Batch(**{**vars(lost.batches[0]), "verdicts": {"missing": 5, "succeeded": 5}}),)}
+    )
+    assert spending(job(), [lost]).spent == pytest.approx(50 + MOST / 2)
+
+
+@pytest.mark.parametrize(("budget", "going"), [(1000, [1, 2]), (MOST * 2, [1, 2]), (MOST * 1.5, [1]), (MOST / 2, [])])
+def test_a_batch_that_could_go_above_the_budget_does_not_go(budget: float, going: list[int]) -> None:
+    shards = [shard(1), shard(2)]
+    chosen = affordable(job(budget_usd=budget), shards, shards)
+    assert [one.id for one in chosen.shards] == going
+    assert (chosen.refusal is None) == (len(going) == 2)
+
+
+def test_a_budget_waits_for_open_batches_and_stops_the_job_when_nothing_could_change_it() -> None:
+    limited = job(budget_usd=MOST * 1.2)
+    waiting = releasable([shard(1, State.SUBMITTED), shard(2)], limited, 0.0, run_budgets())
+    assert (waiting.shards, waiting.stop) == ([], None)
+    assert "limits.budget_usd is $168.00" in waiting.held[2]
+    ended = releasable([shard(1, State.COLLECTED, settled=True), shard(2)], limited, 0.0, run_budgets())
+    assert ended.stop is not None
+    assert "$50.00 are spent" in ended.stop
+
+
+def run_budgets() -> dict[str, Any]:
+    from overnight.queue import Budget  # noqa: PLC0415 - only here
+
+    return {"m": Budget(None, 0)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "limit"),
+    [({"max_tokens": 7}, 7), ({"max_completion_tokens": 3, "n": 4}, 12), ({}, None), ({"max_tokens": "many"}, None)],
+)
+def test_how_long_an_answer_can_be_is_read_from_the_parameters(fields: dict[str, Any], limit: int | None) -> None:
+    assert output_limit(job().model_copy(update={"parameters": fields})) == limit
+
+
+def priced(provider_server: ProviderProcess) -> dict[str, Any]:
+    return {"profile": "custom", "base_url": provider_server.base_url, "prices": PRICES}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"parameters": {}}, "set parameters.max_tokens"),
+        ({"provider": {"profile": "custom", "base_url": "http://127.0.0.1:9/v1"}}, "set provider.prices"),
+    ],
+    ids=["no bound", "no price"],
+)
+def test_a_budget_that_cannot_be_kept_is_refused(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    common = {"provider": priced(provider_server), "parameters": {"max_tokens": 5}, "limits": {"budget_usd": 1}}
+    with pytest.raises(JobError, match=message):
+        build(make_job(["a"], **common | fields), tmp_path / "home")
+
+
+def test_a_budget_holds_over_all_runs_and_more_money_sends_the_rest(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path
+) -> None:
+    texts: list[str | None] = [f"t{n}" for n in range(6)]
+    common: dict[str, Any] = {"provider": priced(provider_server), "parameters": {"max_tokens": 5}}
+    limits = {"max_requests": 2, "poll_seconds": 0.01, "budget_usd": 90}
+    for _ in range(2):  # two answers cost 40, two requests up to 48: a second batch fits, a third does not
+        run, table = run_job(make_job(texts, limits=limits, **common), tmp_path / "home")
+        assert table["status"].to_list() == ["succeeded"] * 4 + ["missing"] * 2
+        assert table["error_code"].to_list()[4:] == ["not_sent"] * 2
+        assert "limits.budget_usd" in table["error_message"][5]
+    assert sum(provider_server.books()["billed"].values()) == 4
+    assert spending(run.job, run.ledger.shards("texts")).spent == pytest.approx(80)
+    _, table = run_job(make_job(texts, limits=limits | {"budget_usd": 200}, **common), tmp_path / "home")
+    assert set(table["status"]) == {"succeeded"}
+    assert set(provider_server.books()["billed"].values()) == {1}
+
+
+@pytest.mark.parametrize(("bad", "sent"), [(0, 10), (2, 4)])
+def test_a_canary_goes_first_and_the_others_only_when_it_is_well(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path, bad: int, sent: int
+) -> None:
+    texts: list[str | None] = [*(f"[400] {n}" for n in range(bad)), *(f"t{n}" for n in range(10 - bad))]
+    limits = {"canary_rows": 4, "max_requests": 3, "poll_seconds": 0.01}
+    _, table = run_job(make_job(texts, limits=limits), tmp_path / "home")
+    assert sum(provider_server.books()["billed"].values()) == sent
+    first = [batch["lines"] for batch in provider_server.books()["batches"]]
+    assert first[:2] == [3, 1]
+    if bad:
+        assert (table["error_code"] == "not_sent").sum() == 6
+        assert "canary" in table["error_message"][9]
+
+
+def test_a_canary_that_costs_more_than_planned_stops_the_job(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path
+) -> None:
+    limits = {"canary_rows": 1, "poll_seconds": 0.01}
+    provider_job = make_job(["a", "b"], limits=limits, provider=priced(provider_server), parameters={"max_tokens": 1})
+    run, table = run_job(
+        provider_job, tmp_path / "home"
+    )  # the provider counts five tokens for each answer all the same
+    assert table["status"].to_list() == ["succeeded", "missing"]
+    record = run.ledger.job("texts")
+    assert record is not None
+    assert "cost $20.00, more than" in str(record.stopped)
+
+
+def test_the_first_rows_are_a_trial_and_the_rest_follows(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path
+) -> None:
+    _, first = run_job(make_job(["a", "b", "c"], limits={"max_rows": 2, "poll_seconds": 0.01}), tmp_path / "home")
+    assert first["id"].to_list() == [0, 1]
+    _, whole = run_job(make_job(["a", "b", "c"]), tmp_path / "home")
+    assert (len(whole), set(provider_server.books()["billed"].values())) == (3, {1})
+
+
+def test_a_plan_tells_what_was_spent_and_what_a_person_will_be_asked(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path
+) -> None:
+    limits = {"budget_usd": 90, "approve_above_usd": 1, "canary_rows": 1, "poll_seconds": 0.01}
+    wanted = make_job(["a"], limits=limits, provider=priced(provider_server), parameters={"max_tokens": 5})
+    run, table = run_job(wanted, tmp_path / "home")
+    assert table["cost_usd"].sum() == pytest.approx(20)
+    text = plan(run).text
+    for part in (
+        "| limits.budget_usd | $90.00: $20.00 spent, $0 reserved |",
+        "above it a person is asked",
+        "1 requests go first",
+    ):
+        assert part in text
+    assert isinstance(pd.read_parquet(run.folder.joined), pd.DataFrame)
