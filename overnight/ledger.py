@@ -360,8 +360,9 @@ def ledger_exists(home: Path) -> bool:
 def _put(
     connection: sa.Connection, table: sa.Table, values: Mapping[str, Any], where: sa.ColumnElement[bool] | None = None
 ) -> None:
-    """Writes a row, in place of the one of its key where `where` holds of that: in one statement, so that no other
-    process comes between the look and the writing.
+    """Writes a row, in place of the one of its key where `where` holds of that.
+
+    It is one statement, so that on PostgreSQL too no process comes between the look and the writing.
     """
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     keys = [column.name for column in table.primary_key]
@@ -383,14 +384,14 @@ def _insert_shards(connection: sa.Connection, job: str, shards: Sequence[NewShar
 
 
 def _add_new_columns(connection: sa.Connection) -> None:
-    """Gives the tables of an older version the columns that came since, with their defaults."""
+    """Gives the tables of an older version the columns that came since: null, or 0 where they may not be."""
     inspector = sa.inspect(connection)
     for table in _METADATA.sorted_tables:
         there = {column["name"] for column in inspector.get_columns(table.name)}
         for column in table.columns:
             if column.name not in there:
                 kind = column.type.compile(connection.dialect)
-                default = "" if column.default is None else f" NOT NULL DEFAULT {column.default.arg}"
+                default = "" if column.nullable else " NOT NULL DEFAULT 0"
                 connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}{default}")
 
 

@@ -250,9 +250,9 @@ class Submission:
         )
 
     def _give_back(self, batch: Batch, remote: RemoteBatch) -> None:
-        """Cancels a batch that was made too late: another process went on with the attempt, and has another batch."""
-        others = [b for b in self._run.ledger.shard(batch.shard_id).batches if b.id == batch.id]
-        if all(other.batch_id not in (None, remote.id) for other in others):
+        """Cancels a batch that was made too late: another process gave the attempt up, or has another batch of it."""
+        (now,) = (b for b in self._run.ledger.shard(batch.shard_id).batches if b.id == batch.id)
+        if now.batch_id != remote.id and (now.batch_id or now.state not in AT_PROVIDER):
             cancel_extras(self._provider, [remote])
 
 

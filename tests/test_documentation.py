@@ -78,3 +78,10 @@ def test_the_python_of_the_readme_runs(
     assert "Broke at once." in capsys.readouterr().out
     joined = pd.read_parquet(tmp_path / "home/notebook/joined.parquet")
     assert joined["status"].to_list() == ["succeeded", "succeeded"]
+
+
+def test_every_test_that_the_readme_names_is_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text()))
+    written = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert [name for name in sorted(named) if f"def {name}(" not in written] == []
+    assert len(named) > 8

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,26 +68,37 @@ def at_once(work: Callable[[int], object], threads: int = 4) -> list[object]:
 
 
 def test_of_several_processes_that_ask_for_a_lease_at_once_one_gets_it(ledger: Ledger) -> None:
+    now = time.time()
+
+    def ask(job: str, number: int) -> str | None:
+        return ledger.acquire(job, f"host:{number}:x", now, now + 60)
+
     for attempt in range(20):
-        now = time.time()
-        told = at_once(lambda n, job=f"job{attempt}": ledger.acquire(job, f"host:{n}:x", now, now + 60))  # type: ignore[misc]
+        told = at_once(partial(ask, f"job{attempt}"))
         assert told.count(None) == 1
-        assert len({one for one in told if one is not None}) == 1
-    assert ledger.acquire("job0", "host:9:x", time.time() + 61, time.time() + 120) is None
+        assert len(set(told)) == 2
+    assert ledger.acquire("job0", "host:9:x", now + 61, now + 120) is None
 
 
 def test_of_several_processes_that_start_an_attempt_at_once_one_does(ledger: Ledger) -> None:
     ledger.plan(RECORD, [new_shard(number) for number in range(10)])
+
+    def start(shard_id: int, _: int) -> State:
+        return ledger.start_attempt(shard_id, 1.0).state
+
     for shard in ledger.shards("job"):
-        told = at_once(lambda _, shard=shard: ledger.start_attempt(shard.id, 1.0).state)  # type: ignore[misc]
+        told = at_once(partial(start, shard.id))
         assert told.count(State.UPLOADING) == 1
         assert sum("another process works on it" in str(one) for one in told) == 3
         assert len(ledger.shard(shard.id).batches) == 1
 
 
 def test_a_limit_that_several_processes_learn_at_once_is_one(ledger: Ledger) -> None:
+    def learn(model: str, number: int) -> None:
+        ledger.learn_limit("p", model, 100 + number, 0.0)
+
     for attempt in range(10):
-        assert at_once(lambda n, model=f"m{attempt}": ledger.learn_limit("p", model, 100 + n, 0.0)) == [None] * 4  # type: ignore[misc]
+        assert at_once(partial(learn, f"m{attempt}")) == [None] * 4
         assert ledger.learned_limit("p", f"m{attempt}", 0.0) in range(100, 104)
 
 

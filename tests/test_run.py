@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from overnight.errors import DatasetError, HomeError, InvalidRequests, LedgerError, OvernightError, ProviderError
+from overnight.lease import leased
 from overnight.ledger import Ledger
 from overnight.run import Run
+from overnight.states import State
 from tasks.clean import clean_job
-from tasks.submit import submit_shards
+from tasks.submit import submit, submit_shards
 from tests.conftest import MakeJob, ProviderProcess
+from tests.model_provider import ModelProvider
 from tests.steps import advance, build, finish, run_job
 
 
@@ -439,6 +443,17 @@ def test_files_are_deleted_at_the_provider_once_they_are_joined(
     assert clean_job.fn(run) == 0
 
 
+def test_uploads_whose_reply_was_lost_are_deleted_too(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    provider_server.order(faults=[{"call": "upload", "cut": "before", "effect": True, "times": 3}])
+    run = build(make_job(["a"]), tmp_path / "home")
+    assert finish(run).statuses == {"succeeded": 1}
+    assert len(provider_server.books()["files"]) == 4  # three uploads of the same file, and the answers
+    assert clean_job.fn(run) == 1
+    assert provider_server.books()["files"] == []
+
+
 def test_everything_at_once_still_pays_once(
     make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
 ) -> None:
@@ -473,6 +488,28 @@ def test_a_create_that_is_still_under_way_is_waited_for(
     _, table = run_job(make_job(["a"], limits=limits), tmp_path / "home")
     assert counts(table) == {"succeeded": 1}
     assert provider_server.books()["calls"]["create"] == 1
+
+
+@pytest.mark.parametrize("found", [None, "batch-of-another-process"], ids=["gave it up", "has another batch"])
+def test_a_batch_that_is_made_when_another_process_went_on_is_cancelled(
+    make_job: MakeJob, tmp_path: Path, found: str | None
+) -> None:
+    run = build(make_job(["a"]), tmp_path / "home")
+
+    def go_on() -> None:
+        """While the reply is under way: the process was stopped for as long as a lost reply is waited for."""
+        (shard,) = run.ledger.shards(run.job.name)
+        if provider.made and shard.open_batch and shard.open_batch.state is State.CREATING:
+            unknown = run.ledger.move(shard.open_batch, State.UNKNOWN)
+            if found is None:
+                run.ledger.refuse(unknown, time.time(), time.time(), "the job was stopped")
+            else:
+                run.ledger.move(unknown, State.SUBMITTED, batch_id=found)
+
+    provider = ModelProvider(run.job.profile, go_on, echo=True)
+    with leased(run.ledger, run.job.name) as owner, pytest.raises(LedgerError, match="another process moved it on"):
+        submit(run, provider, run.ledger.shards(run.job.name)[0], owner)
+    assert [made.status for made in provider.made.values()] == ["cancelling"]
 
 
 def test_a_create_that_always_fails_is_not_tried_without_end(
