@@ -23,6 +23,7 @@ from pathlib import Path
 from cyclopts import App
 
 from overnight.home import home_path
+from overnight.local import endpoint_environment
 
 ROOT = Path(__file__).parent.parent
 _START_SECONDS = 180.0
@@ -99,7 +100,7 @@ def up() -> None:
     Service(state, "worker").start(worker, environment)
     data = str(home_path() / ".endpoint")
     endpoint = [sys.executable, "-m", "overnight.endpoint", "--port", "0", "--data", data]
-    Service(state, "endpoint").start(endpoint, environment)
+    Service(state, "endpoint").start(endpoint, endpoint_environment(environment))
     print(f"page: {url}")  # noqa: T201 - it is the output
     print(f"for the command line: export PREFECT_API_URL={url}/api")  # noqa: T201 - as above
 
@@ -127,7 +128,6 @@ def _environment(state: Path, url: str) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "DO_NOT_TRACK": "1",
-        "OMP_WAIT_POLICY": "passive",
         "OVERNIGHT_HOME": str(home_path()),
     }
     return {**os.environ, **ours}

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +13,9 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from rich.console import Console
 
+from flows.shell import OK, TOO_MANY_FAILED, announce_server, guarded, printed, under_prefect
 from overnight.endpoint.settings import Settings
-from overnight.errors import JobError, OvernightError
-from overnight.job import Job
+from overnight.errors import JobError
 from overnight.jobfile import job_schema, load_job, with_overrides
 from overnight.run import Run, open_run
 
@@ -42,15 +41,17 @@ Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSO
 Verbose = Annotated[bool, Parameter(negative=(), help="Show Prefect's log lines too.")]
 Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative=(), help="Send without asking, whatever it may cost.")]
 
-OK, COULD_NOT_RUN, TOO_MANY_FAILED, INTERRUPTED = 0, 1, 2, 130
-
 
 @app.command(name="try")
 def try_(*, home: Home = None, json_: Json = False, verbose: Verbose = False) -> int:
     """Run the example job on the embedded model and show the answers: no key, no cost, two minutes."""
     checkout = Path(__file__).parent.parent
     job = load_job(checkout / "data/jobs/reviews.yaml", [f"dataset.path={checkout / 'data/samples/reviews.csv'}"])
-    return _guarded(lambda: _run(job, home, Console(stderr=json_), verbose=verbose, yes=True, as_json=json_, show=True))
+
+    def command(console: Console) -> int:
+        return _run(open_run(job, home=home), console, yes=True, as_json=json_, show=True)
+
+    return under_prefect(command, as_json=json_, verbose=verbose)
 
 
 @app.command
@@ -60,9 +61,11 @@ def plan(job: Path, *, set_: Override = None, home: Home = None, json_: Json = F
     Args:
         job: the job file.
     """
-    return _guarded(
-        lambda: _plan(load_job(job, set_ or ()), home, Console(stderr=json_), verbose=verbose, as_json=json_)
-    )
+
+    def command(console: Console) -> int:
+        return _plan(open_run(load_job(job, set_ or ()), home=home), console, as_json=json_)
+
+    return under_prefect(command, as_json=json_, verbose=verbose)
 
 
 @app.command
@@ -84,11 +87,10 @@ def run(
         job: the job file.
     """
 
-    def command() -> int:
-        read = load_job(job, set_ or ())
-        return _run(read, home, Console(stderr=json_), verbose=verbose, yes=yes, as_json=json_)
+    def command(console: Console) -> int:
+        return _run(open_run(load_job(job, set_ or ()), home=home), console, yes=yes, as_json=json_)
 
-    return _guarded(command)
+    return under_prefect(command, as_json=json_, verbose=verbose)
 
 
 @app.command
@@ -107,18 +109,16 @@ def submit(
         job: the job file.
     """
 
-    def command() -> int:
-        console = Console(stderr=json_)
+    def command(console: Console) -> int:
         opened = open_run(load_job(job, set_ or ()), home=home)
-        _configure_prefect(console, verbose=verbose)
         from flows.submit import submit_batch  # noqa: PLC0415 - Prefect takes seconds to import
 
         opened = _approved(_checked(opened), console, yes=yes)
-        _announce_server(console)
+        announce_server(console)
         now = submit_batch(opened.job, home=str(opened.home), approve=True)
         return _show_standings([now], console, as_json=json_)
 
-    return _guarded(command)
+    return under_prefect(command, as_json=json_, verbose=verbose)
 
 
 @app.command
@@ -129,15 +129,13 @@ def collect(job: str | None = None, *, home: Home = None, json_: Json = False, v
         job: the name of one job; else all jobs of the home.
     """
 
-    def command() -> int:
-        console = Console(stderr=json_)
-        _configure_prefect(console, verbose=verbose)
+    def command(console: Console) -> int:
         from flows.collect import collect_batches  # noqa: PLC0415 - Prefect takes seconds to import
 
-        _announce_server(console)
+        announce_server(console)
         return _show_standings(collect_batches(job, home), console, as_json=json_)
 
-    return _guarded(command)
+    return under_prefect(command, as_json=json_, verbose=verbose)
 
 
 @app.command
@@ -148,15 +146,13 @@ def cancel(job: str, *, home: Home = None, json_: Json = False, verbose: Verbose
         job: the job's name, or its file.
     """
 
-    def command() -> int:
-        console = Console(stderr=json_)
-        _configure_prefect(console, verbose=verbose)
+    def command(console: Console) -> int:
         from flows.cancel import cancel_batch  # noqa: PLC0415 - Prefect takes seconds to import
 
-        _announce_server(console)
+        announce_server(console)
         return _show_standings([cancel_batch(job, home)], console, as_json=json_)
 
-    return _guarded(command)
+    return under_prefect(command, as_json=json_, verbose=verbose)
 
 
 @app.command(name="list")
@@ -171,18 +167,16 @@ def list_(
         limit: how many, newest first.
     """
 
-    def command() -> int:
-        console = Console(stderr=json_)
-        _configure_prefect(console, verbose=verbose)
+    def command(console: Console) -> int:
         from flows.list import list_batches  # noqa: PLC0415 - Prefect takes seconds to import
         from flows.terminal import show_table  # noqa: PLC0415
 
-        _announce_server(console)
+        announce_server(console)
         found = [vars(one) for one in list_batches(_provider(provider, set_), limit, home)]
         show_table(found, console)
-        return _printed({"batches": found}, as_json=json_)
+        return printed({"batches": found}, as_json=json_)
 
-    return _guarded(command)
+    return under_prefect(command, as_json=json_, verbose=verbose)
 
 
 @app.command
@@ -193,18 +187,16 @@ def diagnose(batch: str, *, home: Home = None, json_: Json = False, verbose: Ver
         batch: a batch id, or the name of a job.
     """
 
-    def command() -> int:
-        console = Console(stderr=json_)
-        _configure_prefect(console, verbose=verbose)
+    def command(console: Console) -> int:
         from flows.diagnose import diagnose_batch  # noqa: PLC0415 - Prefect takes seconds to import
         from flows.terminal import show_markdown  # noqa: PLC0415
 
-        _announce_server(console)
+        announce_server(console)
         text = diagnose_batch(batch, home)
         show_markdown(text, console)
-        return _printed({"diagnosis": text}, as_json=json_)
+        return printed({"diagnosis": text}, as_json=json_)
 
-    return _guarded(command)
+    return under_prefect(command, as_json=json_, verbose=verbose)
 
 
 @app.command
@@ -220,19 +212,17 @@ def clean(
         older_than_hours: younger files stay.
     """
 
-    def command() -> int:
-        console = Console(stderr=json_)
-        _configure_prefect(console, verbose=verbose)
+    def command(console: Console) -> int:
         from flows.clean import clean_files  # noqa: PLC0415 - Prefect takes seconds to import
 
-        _announce_server(console)
+        announce_server(console)
         done = clean_files(_provider(provider, set_), older_than_hours, not delete, home)
         what = f"{done.deleted:,} deleted" if delete else f"{done.deletable:,} can be deleted: --delete does it"
         console.print(f"{done.files:,} files, {done.ours:,} of them ours, {done.orphans:,} orphans; {what} "
                       f"({done.bytes:,} bytes)")  # fmt: skip
-        return _printed(vars(done), as_json=json_)
+        return printed(vars(done), as_json=json_)
 
-    return _guarded(command)
+    return under_prefect(command, as_json=json_, verbose=verbose)
 
 
 @app.command
@@ -247,19 +237,17 @@ def doctor(
         provider: a profile's name, or a job file that names it.
     """
 
-    def command() -> int:
-        console = Console(stderr=json_)
-        _configure_prefect(console, verbose=verbose)
+    def command(console: Console) -> int:
         from flows.doctor import doctor as probe  # noqa: PLC0415 - Prefect takes seconds to import
         from flows.terminal import show_markdown  # noqa: PLC0415
 
-        _announce_server(console)
+        announce_server(console)
         found = probe(_provider(provider, set_), home)
         show_markdown(found.text, console)
-        _printed({"passed": found.passed, "checks": [one._asdict() for one in found.checks]}, as_json=json_)
+        printed({"passed": found.passed, "checks": [one._asdict() for one in found.checks]}, as_json=json_)
         return OK if found.passed else TOO_MANY_FAILED
 
-    return _guarded(command)
+    return under_prefect(command, as_json=json_, verbose=verbose)
 
 
 @app.command
@@ -283,7 +271,7 @@ def webhook(*, host: str = "127.0.0.1", port: int = 8643, home: Home = None) -> 
     """
     from flows.webhook import serve  # noqa: PLC0415 - a server's imports are not for every command
 
-    return _guarded(lambda: serve(host, port, home))
+    return guarded(lambda: serve(host, port, home))
 
 
 @app.command
@@ -297,7 +285,7 @@ def register() -> int:
         print("registered: make one on Prefect's page under Blocks, and name it in jobs as provider.credentials")  # noqa: T201 - it is the output
         return OK
 
-    return _guarded(command)
+    return guarded(command)
 
 
 @app.command
@@ -307,51 +295,22 @@ def schema() -> int:
     return OK
 
 
-def _guarded(command: Callable[[], int]) -> int:
-    """Turns what goes wrong into one message and an exit code."""
-    stderr = Console(stderr=True)
-    try:
-        return command()
-    except OvernightError as error:
-        stderr.print("[bold red]error:[/] ", end="")
-        stderr.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        return COULD_NOT_RUN
-    except OSError as error:  # such as a full disk: what stands under its final name is whole, the rest is made anew
-        stderr.print(
-            f"[bold red]error:[/] {error.strerror or error}: {error.filename or 'while writing'}; mend it and ", end=""
-        )
-        stderr.print("run the same command again: it goes on where it was, and nothing is sent twice", soft_wrap=True)
-        return COULD_NOT_RUN
-    except KeyboardInterrupt:
-        stderr.print(
-            "Stopped. Batches that were sent go on at the provider (the embedded endpoint stops with this process); "
-            "run the same command again to go on: nothing is sent twice."
-        )
-        return INTERRUPTED
-
-
-def _run(
-    job: Job, home: str | None, console: Console, *, verbose: bool, yes: bool, as_json: bool, show: bool = False
-) -> int:
-    opened = open_run(job, home=home)
-    _configure_prefect(console, verbose=verbose)
+def _run(opened: Run, console: Console, *, yes: bool, as_json: bool, show: bool = False) -> int:
     from flows.run import run_batch  # noqa: PLC0415 - Prefect takes seconds to import
     from flows.terminal import progress, show_answers, show_outcome  # noqa: PLC0415
 
     opened = _approved(_checked(opened), console, yes=yes)
-    _announce_server(console)
+    announce_server(console)
     with progress(opened, console):
         summary = run_batch(opened.job, home=str(opened.home), approve=True)
     if show:
         show_answers(summary, opened.job, console)
     show_outcome(summary, console)
-    _printed(summary.as_json(), as_json=as_json)
+    printed(summary.as_json(), as_json=as_json)
     return OK if summary.within_bounds else TOO_MANY_FAILED
 
 
-def _plan(job: Job, home: str | None, console: Console, *, verbose: bool, as_json: bool) -> int:
-    opened = open_run(job, home=home)
-    _configure_prefect(console, verbose=verbose)
+def _plan(opened: Run, console: Console, *, as_json: bool) -> int:
     from flows.plan import plan_batch  # noqa: PLC0415
     from flows.terminal import show_markdown  # noqa: PLC0415
     from tasks.build import check_run  # noqa: PLC0415
@@ -359,10 +318,10 @@ def _plan(job: Job, home: str | None, console: Console, *, verbose: bool, as_jso
 
     check_plan(opened)
     check_run(opened)
-    _announce_server(console)
+    announce_server(console)
     made = plan_batch(opened.job, home=str(opened.home))
     show_markdown(made.text, console)
-    return _printed({name: value for name, value in vars(made).items() if name != "text"}, as_json=as_json)
+    return printed({name: value for name, value in vars(made).items() if name != "text"}, as_json=as_json)
 
 
 def _checked(opened: Run) -> Run:
@@ -410,26 +369,7 @@ def _show_standings(standings: list[Any], console: Console, *, as_json: bool) ->
         console.print(standing_line(now), soft_wrap=True, highlight=False)
     if not standings:
         console.print("no job has anything left to do")
-    return _printed({"jobs": [dataclasses.asdict(now) for now in standings]}, as_json=as_json)
-
-
-def _printed(values: dict[str, Any], *, as_json: bool) -> int:
-    if as_json:
-        print(json.dumps(values, default=str))  # noqa: T201 - it is the output
-    return OK
-
-
-def _configure_prefect(console: Console, *, verbose: bool) -> None:
-    from flows.terminal import configure_logging  # noqa: PLC0415 - a quick command does without
-
-    configure_logging(console, verbose=verbose)
-
-
-def _announce_server(console: Console) -> None:
-    from prefect.settings import PREFECT_API_URL  # noqa: PLC0415
-
-    if not PREFECT_API_URL.value():
-        console.print("No PREFECT_API_URL: Prefect starts a server of its own, which takes a moment.", style="dim")
+    return printed({"jobs": [dataclasses.asdict(now) for now in standings]}, as_json=as_json)
 
 
 def main(command: str | None = None) -> None:

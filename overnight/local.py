@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx2
@@ -77,8 +78,14 @@ def _start(data: Path) -> subprocess.Popen[bytes]:
             stderr=log,
             start_new_session=True,
             cwd=Path(__file__).parent.parent,
-            env={**os.environ, "OMP_WAIT_POLICY": "passive"},
+            env=endpoint_environment(os.environ),
         )
+
+
+def endpoint_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the embedded endpoint may see: no settings of an endpoint that a person runs, whose upstream may cost."""
+    kept = {name: value for name, value in environment.items() if not name.startswith("OVERNIGHT_ENDPOINT_")}
+    return {**kept, "OMP_WAIT_POLICY": "passive"}
 
 
 def _check_child(child: subprocess.Popen[bytes], data: Path) -> None:

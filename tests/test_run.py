@@ -14,6 +14,7 @@ import pytest
 from overnight.errors import DatasetError, HomeError, InvalidRequests, LedgerError, OvernightError, ProviderError
 from overnight.lease import leased
 from overnight.ledger import Ledger
+from overnight.local import endpoint_environment
 from overnight.run import Run
 from overnight.states import State
 from tasks.clean import clean_job
@@ -618,3 +619,8 @@ def test_an_output_file_that_is_gone_leaves_its_rows_missing(
     provider_server.order(faults=[{"call": "content", "status": 404}])
     _, table = run_job(make_job(["a"]), tmp_path / "home")
     assert (counts(table), table["error_code"][0]) == ({"missing": 1}, "batch_lost")
+
+
+def test_the_embedded_endpoint_sees_no_settings_of_an_endpoint_that_may_cost() -> None:
+    given = {"PATH": "/bin", "OVERNIGHT_ENDPOINT_UPSTREAM": "https://api.example", "OVERNIGHT_HOME": "/runs"}
+    assert endpoint_environment(given) == {"PATH": "/bin", "OVERNIGHT_HOME": "/runs", "OMP_WAIT_POLICY": "passive"}

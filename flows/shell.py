@@ -1,0 +1,64 @@
+"""What every command does around its flow: errors become exit codes, Prefect is set up, JSON is printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+from overnight.errors import OvernightError
+
+OK, COULD_NOT_RUN, TOO_MANY_FAILED, INTERRUPTED = 0, 1, 2, 130
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Turns what goes wrong into one message and an exit code."""
+    stderr = Console(stderr=True)
+    try:
+        return command()
+    except OvernightError as error:
+        stderr.print("[bold red]error:[/] ", end="")
+        stderr.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        return COULD_NOT_RUN
+    except OSError as error:  # such as a full disk: what stands under its final name is whole, the rest is made anew
+        stderr.print(
+            f"[bold red]error:[/] {error.strerror or error}: {error.filename or 'while writing'}; mend it and ", end=""
+        )
+        stderr.print("run the same command again: it goes on where it was, and nothing is sent twice", soft_wrap=True)
+        return COULD_NOT_RUN
+    except KeyboardInterrupt:
+        stderr.print(
+            "Stopped. Batches that were sent go on at the provider (the embedded endpoint stops with this process); "
+            "run the same command again to go on: nothing is sent twice."
+        )
+        return INTERRUPTED
+
+
+def under_prefect(command: Callable[[Console], int], *, as_json: bool, verbose: bool) -> int:
+    """Runs a command that starts flows; what it says goes to stderr where stdout is for JSON."""
+
+    def prepared() -> int:
+        console = Console(stderr=as_json)
+        from flows.terminal import configure_logging  # noqa: PLC0415 - a quick command does without
+
+        configure_logging(console, verbose=verbose)
+        return command(console)
+
+    return guarded(prepared)
+
+
+def announce_server(console: Console) -> None:
+    """Says why the first flow of a process may take a while to start."""
+    from prefect.settings import PREFECT_API_URL  # noqa: PLC0415 - Prefect takes seconds to import
+
+    if not PREFECT_API_URL.value():
+        console.print("No PREFECT_API_URL: Prefect starts a server of its own, which takes a moment.", style="dim")
+
+
+def printed(values: dict[str, Any], *, as_json: bool) -> int:
+    """Prints the outcome as one line of JSON, where that is asked for."""
+    if as_json:
+        print(json.dumps(values, default=str))  # noqa: T201 - it is the output
+    return OK
