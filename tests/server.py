@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,9 +68,19 @@ class Local:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.page}/api{path}", data, headers, method=method)
-        with urllib.request.urlopen(request, timeout=30) as reply:
-            content = reply.read()
+        content = until(lambda: self._answer(request), lambda answer: answer is not None)
         return json.loads(content) if content else None
+
+    def _answer(self, request: urllib.request.Request) -> bytes | None:
+        """A reply's body; None where the server's SQLite is busy, which a client may ask again (HTTP 503)."""
+        try:
+            with urllib.request.urlopen(request, timeout=30) as reply:
+                body: bytes = reply.read()
+                return body
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise
+            return None
 
     def deployment(self, name: str) -> dict[str, Any]:
         """A deployment by `flow/name`."""
@@ -77,7 +89,8 @@ class Local:
 
     def run(self, name: str, **parameters: Any) -> str:
         """Starts a run of a deployment; returns its id."""
-        made = self.api(f"/deployments/{self.deployment(name)['id']}/create_flow_run", {"parameters": parameters})
+        wanted = {"parameters": parameters, "idempotency_key": uuid4().hex}
+        made = self.api(f"/deployments/{self.deployment(name)['id']}/create_flow_run", wanted)
         return str(made["id"])
 
     def flow_run(self, run_id: str) -> dict[str, Any]:

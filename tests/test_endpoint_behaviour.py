@@ -19,6 +19,7 @@ from overnight.endpoint.housekeeping import Disk, Housekeeping
 from overnight.endpoint.off_peak import DAY, WEEK
 from overnight.endpoint.settings import Settings
 from overnight.endpoint.store import Store
+from overnight.endpoint.upstream import MAX_ANSWER_BYTES, HttpUpstream, UpstreamError
 from tests.test_endpoint_support import (
     Planned,
     client,
@@ -123,6 +124,30 @@ def test_a_pause_that_the_upstream_asks_for_holds_all_lines(tmp_path: Path) -> N
             assert wait_for_end(sdk, batch).status == "completed"
             assert time.monotonic() - began >= 1
     assert upstream.calls == {"first": 2, "second": 1}
+
+
+def test_an_answer_that_is_larger_than_the_database_could_keep_is_no_answer() -> None:
+    async def sent(url: str) -> None:
+        upstream = HttpUpstream(url, None)
+        try:
+            await upstream.send("/v1/chat/completions", b'{"prompt": "long"}')
+        finally:
+            await upstream.close()
+
+    huge: Planned = (200, {}, b" " * MAX_ANSWER_BYTES + b"{}")
+    with (
+        held_upstream(answers={"long": [huge]}) as upstream,
+        pytest.raises(UpstreamError, match="larger than the limit"),
+    ):
+        asyncio.run(sent(upstream.url))
+
+
+def test_an_upstream_on_this_machine_is_reached_past_a_proxy(tmp_path: Path) -> None:
+    nowhere = "http://127.0.0.1:9"
+    with held_upstream() as upstream:
+        options = ("--upstream", upstream.url)
+        with endpoint(tmp_path, *options, HTTP_PROXY=nowhere, http_proxy=nowhere, NO_PROXY="", no_proxy="") as running:
+            assert httpx2.get(f"{running.url}/models", trust_env=False).status_code == 200
 
 
 def test_prometheus_is_told_what_was_done(tmp_path: Path) -> None:

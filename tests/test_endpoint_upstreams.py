@@ -63,7 +63,7 @@ def test_a_llama_cpp_server_answers_batches_through_the_endpoint(tmp_path: Path)
         assert [model.id for model in sdk.models.list()] == ["llama"]
         lines = [request_line(f"row-{number}", f"Say {number}.", "llama", max_tokens=4) for number in range(6)]
         lines.append(request_line("wrong", "hi", "llama", max_tokens="many"))
-        batch = wait_for_end(sdk, create_batch(sdk, lines), 60)
+        batch = wait_for_end(sdk, create_batch(sdk, lines), 120)
         answers = read_lines(sdk, batch.output_file_id)
         assert {line["custom_id"] for line in answers} == {f"row-{number}" for number in range(6)}
         assert batch.usage is not None
@@ -162,15 +162,15 @@ def test_a_job_ends_with_every_row_answered_whatever_is_killed(tmp_path: Path, w
         stack.callback(runs.kill_run)
         kills = 0
         for _ in range(2):
-            until(lambda: runs.ended() or upstream.free < 0, bool, 40)
+            until(lambda: runs.ended() or upstream.free < 0, bool, 120)
             runs.kill(what)
             kills += 1
             upstream.free = 3
             upstream.released = CONCURRENCY if what == "run" else 0
             runs.start(what)
-        until(lambda: runs.ended() or upstream.free < 0, bool, 40)
+        until(lambda: runs.ended() or upstream.free < 0, bool, 120)
         upstream.opened.set()
-        until(runs.ended, bool, 40)
+        until(runs.ended, bool, 120)
     joined = pd.read_parquet(tmp_path / "home/texts/joined.parquet")
     assert joined["status"].to_list() == ["succeeded"] * len(TEXTS)
     calls = sum(upstream.calls.values())

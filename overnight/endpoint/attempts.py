@@ -72,7 +72,8 @@ class Attempts:
         except UpstreamError as error:
             outcome = Failure("upstream_error", str(error))
         report = report_of(outcome, time.monotonic() - began, retry_after)
-        tokens = usage_of(outcome.body).total_tokens if isinstance(outcome, Answer) else 0
+        counted = slot.counts_tokens and isinstance(outcome, Answer) and outcome.body
+        tokens = usage_of(counted).total_tokens if counted else 0
         slot.settle(report, tokens)
         self._observe(report)
         return outcome, retry_after

@@ -33,6 +33,11 @@ class Slot:
         self._gate, self._batch_id, self._charged = gate, batch_id, charged
         self.held = True
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether `settle` has to be told the tokens."""
+        return self._gate.counts_tokens
+
     def settle(self, report: Report, tokens: int = 0) -> None:
         """Say how the attempt went, and correct the quota by what it used; the slot is kept."""
         self._gate.settle(report, tokens, self._charged)
@@ -78,6 +83,7 @@ class Gate:
         self._pace, self._most, self._held, self._clock = Pace(first, first), most, held, clock
         self._requests = Quota(rpm, clock()) if rpm else None
         self._tokens = Quota(tpm, clock()) if tpm else None
+        self.counts_tokens = tpm is not None
         self._waiting: dict[str, deque[asyncio.Future[float]]] = {}
         self._running: Counter[str] = Counter()
         self.running = 0

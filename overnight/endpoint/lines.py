@@ -4,7 +4,7 @@ The shapes are those of OpenAI's Batch API (https://platform.openai.com/docs/api
 pass through as the upstream wrote them, byte for byte but for line breaks between tokens.
 """
 
-import uuid
+import random
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final, NamedTuple
 
@@ -111,7 +111,7 @@ def result_line(custom_id: str, outcome: Answer | Failure) -> ResultLine:
     An answer with a status of 400 or more is a failed line with its response kept and `error` null; a line without an
     answer has `response` null and `error` set.
     """
-    line_id = f"batch_req_{uuid.uuid4().hex}"
+    line_id = f"batch_req_{random.getrandbits(128):032x}"
     if isinstance(outcome, Failure):
         failed = _Line(line_id, custom_id, None, _Error(outcome.code, outcome.message))
         return ResultLine(False, msgspec.json.encode(failed), Usage())

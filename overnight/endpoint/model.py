@@ -51,7 +51,6 @@ class EmbeddedModel(HttpUpstream):
     endpoints = ("/v1/chat/completions", "/v1/completions")
     model_ids = frozenset({MODEL_ID})
     concurrency = CONCURRENCY
-    proxied = False
 
     def __init__(self, timeout_seconds: float = 600) -> None:
         self._path = model_path()

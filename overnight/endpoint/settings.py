@@ -143,7 +143,7 @@ def _number_problems(settings: Settings) -> Iterator[str]:
 
 
 def _outside_problems(settings: Settings) -> Iterator[str]:
-    if settings.client_key_env is None and not _is_loopback(settings.host):
+    if settings.client_key_env is None and not is_loopback(settings.host):
         yield f"--host {settings.host} is reachable from outside: give --client-key-env NAME as well"
 
 
@@ -173,7 +173,8 @@ def _url_problems(url: str) -> Iterator[str]:
         yield "--upstream must not carry a key: put it in the environment and name it with --key-env"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address is reachable from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -14,6 +14,7 @@ import truststore
 
 from overnight.endpoint.lines import Answer
 from overnight.endpoint.records import new_id
+from overnight.endpoint.settings import is_loopback
 
 ENDPOINTS: Final = (
     "/v1/chat/completions",
@@ -23,6 +24,8 @@ ENDPOINTS: Final = (
     "/v1/moderations",
 )
 
+MAX_ANSWER_BYTES: Final = 128 * 1024 * 1024
+"""Room for 2,048 embeddings of 3,072 numbers in one answer."""
 _CONNECT_SECONDS: Final = 10.0
 _IDLE_SECONDS: Final = 4.0
 """How long an unused connection is kept: less than the 5 s after which vLLM and llama.cpp close theirs."""
@@ -109,8 +112,6 @@ class HttpUpstream:
     model_ids: frozenset[str] | None = None
     concurrency: int | None = None
     ready = True
-    proxied = True
-    """Whether HTTPS_PROXY and its like are heeded."""
 
     def __init__(self, base_url: str, key: str | None, timeout_seconds: float = 600) -> None:
         self.name = base_url
@@ -123,7 +124,8 @@ class HttpUpstream:
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=aiohttp.ClientTimeout(timeout_seconds, sock_connect=min(_CONNECT_SECONDS, timeout_seconds)),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=self.proxied,
+            # HTTPS_PROXY and its like: no proxy reaches what listens on this machine alone.
+            trust_env=not is_loopback(urlsplit(base_url).hostname or ""),
         )
 
     async def start(self) -> None:
@@ -146,11 +148,21 @@ class HttpUpstream:
         url = join(self.base_url, path)
         try:
             async with self._client.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
-                return reply(response.status, await response.read(), response.headers)
+                return reply(response.status, await _content(response), response.headers)
         except TimeoutError as error:
             raise UpstreamTimeoutError(f"The upstream did not answer within {self._timeout_seconds:g} s.") from error
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamError(f"The upstream could not be reached: {type(error).__name__}: {error}") from error
+
+
+async def _content(response: aiohttp.ClientResponse) -> bytes:
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > MAX_ANSWER_BYTES:
+            raise UpstreamError(f"The upstream's answer is larger than the limit of {MAX_ANSWER_BYTES} bytes.")
+        parts.append(part)
+    return b"".join(parts)
 
 
 def reply(status: int, content: bytes, headers: Mapping[str, str]) -> Reply:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -38,6 +39,8 @@ class Measured(NamedTuple):
     """One batch."""
 
     seconds: float
+    cpu_seconds: float
+    """Of the server: what the lines cost however busy the machine is."""
     peak_mb: float
     """Highest resident memory of the server, in MiB."""
 
@@ -57,12 +60,14 @@ def main() -> None:
 
 def instant(lines: int, large: int) -> None:
     """Lines per second and memory, for few lines and for many."""
-    print("\n| lines | lines/s | peak MiB |\n| --- | --- | --- |")  # noqa: T201
+    print("\n| lines | lines/s | CPU µs per line | peak MiB |\n| --- | --- | --- | --- |")  # noqa: T201
     with instant_upstream() as address:
         for count, rounds in ((lines, ROUNDS), (large, 1)):
             runs = [one_batch(count, "--upstream", address) for _ in range(rounds)]
             seconds = statistics.median(run.seconds for run in runs)
-            print(f"| {count:,} | {count / seconds:,.0f} | {max(run.peak_mb for run in runs):.0f} |", flush=True)  # noqa: T201
+            cpu = statistics.median(run.cpu_seconds for run in runs) / count * 1e6
+            peak = max(run.peak_mb for run in runs)
+            print(f"| {count:,} | {count / seconds:,.0f} | {cpu:.0f} | {peak:.0f} |", flush=True)  # noqa: T201
 
 
 def one_batch(lines: int, *options: str) -> Measured:
@@ -74,13 +79,13 @@ def one_batch(lines: int, *options: str) -> Measured:
         client(running.url) as sdk,
     ):
         file_id = upload(sdk, rows)
-        began = time.perf_counter()
+        began, used = time.perf_counter(), cpu_seconds(running.process.pid)
         batch = sdk.batches.create(input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h")
         batch = wait(sdk, batch)
         seconds = time.perf_counter() - began
         if batch.request_counts is None or batch.request_counts.completed != lines:
             raise AssertionError(batch)
-        return Measured(seconds, peak_mb(running.process.pid))
+        return Measured(seconds, cpu_seconds(running.process.pid) - used, peak_mb(running.process.pid))
 
 
 def wait(sdk: OpenAI, batch: Batch) -> Batch:
@@ -89,6 +94,12 @@ def wait(sdk: OpenAI, batch: Batch) -> Batch:
         time.sleep(0.1)
         batch = sdk.batches.retrieve(batch.id)
     return batch
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process so far, its own and the system's for it."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_mb(pid: int) -> float:
