@@ -104,6 +104,18 @@ def test_settling_and_planning_the_rest_is_one_step(ledger: Ledger) -> None:
     assert (second.settled, second.attempt, second.file_name) == (False, 2, "0002-0007.jsonl")
 
 
+def test_the_reply_to_a_create_that_was_given_up_is_not_taken_for_that_of_the_next(ledger: Ledger) -> None:
+    batch = ledger.move(ledger.start_attempt(planned(ledger)[0].id, 1.0), State.UPLOADED, file_id="f")
+    with leased(ledger, "job") as owner:
+        slow = ledger.begin_create(batch, owner, time.time())
+        ledger.begin_create(ledger.move(slow, State.UNKNOWN), owner, time.time())
+        with pytest.raises(LedgerError, match="another process moved it on"):
+            ledger.move(slow, State.SUBMITTED, batch_id="b")
+        ledger.refuse(slow, 2.0, 2.0, "full")
+    (again,) = ledger.shards("job")[0].batches
+    assert (again.state, again.creates) == (State.CREATING, 2)
+
+
 def test_the_paid_call_needs_the_lease(ledger: Ledger) -> None:
     batch = ledger.start_attempt(planned(ledger)[0].id, 1.0)
     batch = ledger.move(batch, State.UPLOADED, file_id="f")
