@@ -240,7 +240,9 @@ def _batch_row(one: Attempt, job: Job) -> tuple[str, ...]:
         f"`{batch.batch_id or '–'}`",
         shard.file_name,
         f"{shard.requests:,}",
-        str(shard.attempt) + (f", asked again {shard.reask}×" if shard.reask else ""),
+        str(shard.attempt)
+        + (f", asked again {shard.reask}×" if shard.reask else "")
+        + (f", created {batch.creates}×" if batch.creates > 1 else ""),
         batch.status or str(batch.state),
         duration(one.seconds) if one.seconds is not None else "–",
         verdicts or "–",

@@ -15,7 +15,6 @@ from hypothesis import settings as hypothesis_settings
 
 import flows  # noqa: F401 - sets Prefect's defaults before anything imports it
 from tests.server import ROOT as ROOT  # noqa: PLC0414 - tests take it from here
-from tests.server import Local
 
 hypothesis_settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis_settings.load_profile("repeatable")
@@ -75,16 +74,6 @@ def provider_process() -> Iterator[ProviderProcess]:
     process = ProviderProcess()
     yield process
     process.stop()
-
-
-@pytest.fixture(scope="session")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
-    """What `make up` starts."""
-    started = Local(tmp_path_factory.mktemp("local") / "home")
-    started.up()
-    yield started
-    started.down()
-    assert not list((started.home / ".server").glob("*.pid"))
 
 
 @pytest.fixture

@@ -124,6 +124,22 @@ class TestFlows:
         assert (books["calls"]["create"], len(books["batches"])) == (1, int(made))
         assert [batch["status"] for batch in books["batches"]] == ["cancelled"] * made
 
+    def test_the_graph_of_a_job_with_many_shards_stays_small(self, make_job: MakeJob, tmp_path: Path) -> None:
+        from prefect.client.orchestration import get_client  # noqa: PLC0415
+        from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName  # noqa: PLC0415
+
+        from flows.run import run_batch  # noqa: PLC0415
+
+        limits = {"max_requests": 1, "max_open_batches": 120, "poll_seconds": 0.02}
+        job = make_job([f"t{n}" for n in range(120)], name="many", limits=limits, cleanup="never")
+        summary = run_batch(job, home=str(tmp_path / "home"))
+        assert (summary.batches, summary.succeeded) == (120, 120)
+        mine = FlowRunFilter(name=FlowRunFilterName(like_="many · 120"))
+        with get_client(sync_client=True) as client:
+            names = [run.name for run in client.read_task_runs(flow_run_filter=mine)]
+        assert len(names) < 80
+        assert "submit 0001-0000 to 0001-0005" in names
+
     def test_batches_are_listed_with_the_jobs_that_sent_them(self, make_job: MakeJob, tmp_path: Path) -> None:
         from flows.list import list_batches  # noqa: PLC0415
         from flows.submit import submit_batch  # noqa: PLC0415
