@@ -105,7 +105,7 @@ class Course:
             submit_shards.submit(self.run, group, owner, wait_for=self._after, return_state=False) for group in groups
         ]
         failure = first_exception(future.result(raise_on_failure=False) for future in futures)
-        self._before = [future.state for future in futures] or self._before
+        self._before = [*futures] or self._before
         publish_progress(self.run)
         return failure
 
