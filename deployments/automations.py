@@ -23,8 +23,8 @@ from prefect.exceptions import ObjectNotFound
 
 CANCELLED = "overnight: a cancelled run cancels its batches"
 DOWNSTREAM = "overnight: a finished job starts {}"
-SENDERS = ("run_batch/run", "submit_batch/submit")
-"""Deployments whose runs have batches to cancel."""
+SENDERS = ("run_batch", "submit_batch")
+"""Flows whose runs have batches to cancel, in whatever deployment."""
 
 app = App(name="python -m deployments.automations", help="Make overnight's automations on the Prefect server.")
 
@@ -43,17 +43,21 @@ def main(
 
 def cancel_automation() -> Automation:
     """Runs `cancel_batch` with the job of a run of `SENDERS` that was cancelled."""
-    senders = [f"prefect.deployment.{deployment_id(name)}" for name in SENDERS]
-    template = {"__prefect_kind": "jinja", "template": "{{ flow_run.parameters['job'] | tojson }}"}
     return _on_event(
         CANCELLED,
         "prefect.flow-run.Cancelled",
-        {"prefect.resource.role": "deployment", "prefect.resource.id": senders},
+        {"prefect.resource.role": "flow", "prefect.resource.name": list(SENDERS)},
         RunDeployment(
             deployment_id=deployment_id("cancel_batch/cancel"),
-            parameters={"job": {"__prefect_kind": "json", "value": template}},
+            parameters={name: _parameter_of_the_run(name) for name in ("job", "home")},
         ),
     )
+
+
+def _parameter_of_the_run(name: str) -> dict[str, Any]:
+    """A template for a parameter of the run that an event is about; null where it has none."""
+    template = {"__prefect_kind": "jinja", "template": f"{{{{ flow_run.parameters.get('{name}') | tojson }}}}"}
+    return {"__prefect_kind": "json", "value": template}
 
 
 def downstream_automation(deployment: str) -> Automation:

@@ -16,8 +16,9 @@ from rich.console import Console
 from flows.shell import OK, TOO_MANY_FAILED, announce_server, guarded, printed, under_prefect
 from overnight.endpoint.settings import Settings
 from overnight.errors import JobError
+from overnight.job import Job
 from overnight.jobfile import job_schema, load_job, with_overrides
-from overnight.run import Run, open_run
+from overnight.run import Run
 
 app = App(
     name="overnight",
@@ -49,7 +50,7 @@ def try_(*, home: Home = None, json_: Json = False, verbose: Verbose = False) ->
     job = load_job(checkout / "data/jobs/reviews.yaml", [f"dataset.path={checkout / 'data/samples/reviews.csv'}"])
 
     def command(console: Console) -> int:
-        return _run(open_run(job, home=home), console, yes=True, as_json=json_, show=True)
+        return _run(_opened(job, home), console, yes=True, as_json=json_, show=True)
 
     return under_prefect(command, as_json=json_, verbose=verbose)
 
@@ -63,7 +64,7 @@ def plan(job: Path, *, set_: Override = None, home: Home = None, json_: Json = F
     """
 
     def command(console: Console) -> int:
-        return _plan(open_run(load_job(job, set_ or ()), home=home), console, as_json=json_)
+        return _plan(_opened(load_job(job, set_ or ()), home), console, as_json=json_)
 
     return under_prefect(command, as_json=json_, verbose=verbose)
 
@@ -88,7 +89,7 @@ def run(
     """
 
     def command(console: Console) -> int:
-        return _run(open_run(load_job(job, set_ or ()), home=home), console, yes=yes, as_json=json_)
+        return _run(_opened(load_job(job, set_ or ()), home), console, yes=yes, as_json=json_)
 
     return under_prefect(command, as_json=json_, verbose=verbose)
 
@@ -110,7 +111,7 @@ def submit(
     """
 
     def command(console: Console) -> int:
-        opened = open_run(load_job(job, set_ or ()), home=home)
+        opened = _opened(load_job(job, set_ or ()), home)
         from flows.submit import submit_batch  # noqa: PLC0415 - Prefect takes seconds to import
 
         opened = _approved(_checked(opened), console, yes=yes)
@@ -324,6 +325,13 @@ def _plan(opened: Run, console: Console, *, as_json: bool) -> int:
     return printed({name: value for name, value in vars(made).items() if name != "text"}, as_json=as_json)
 
 
+def _opened(job: Job, home: str | None) -> Run:
+    """The run of a job; what it leaves out of its provider, its block gives."""
+    from tasks.connect import open_job  # noqa: PLC0415 - Prefect takes seconds to import
+
+    return open_job(job, home=home)
+
+
 def _checked(opened: Run) -> Run:
     """Says what is wrong with a job, its dataset or its provider before Prefect is started."""
     from overnight.connect import check_address  # noqa: PLC0415 - these take a second to import
@@ -343,9 +351,15 @@ def _approved(opened: Run, console: Console, *, yes: bool) -> Run:
     if yes or opened.job.limits.approve_above_usd is None:
         return opened
     from flows.terminal import ask  # noqa: PLC0415 - only for jobs that ask
+    from overnight.lease import leased  # noqa: PLC0415
+    from overnight.ledger import ledger_exists  # noqa: PLC0415
     from tasks.approve import needs_approval  # noqa: PLC0415
+    from tasks.parse import restore_parts  # noqa: PLC0415
     from tasks.plan import plan  # noqa: PLC0415
 
+    if ledger_exists(opened.home):
+        with leased(opened.ledger, opened.job.name):
+            restore_parts(opened)
     made = plan(opened)
     if not needs_approval(opened.job, made):
         return opened
@@ -358,8 +372,7 @@ def _approved(opened: Run, console: Console, *, yes: bool) -> Run:
 def _provider(name: str, overrides: list[str] | None) -> dict[str, Any]:
     from tasks.connect import choose_provider  # noqa: PLC0415 - Prefect takes seconds to import
 
-    chosen = choose_provider(name).model_dump(mode="json", exclude_unset=True)
-    return with_overrides({"profile": choose_provider(name).profile, **chosen}, overrides or ())
+    return with_overrides(choose_provider(name).model_dump(mode="json", exclude_unset=True), overrides or ())
 
 
 def _show_standings(standings: list[Any], console: Console, *, as_json: bool) -> int:

@@ -46,23 +46,25 @@ def collect_batches(job: str | None = None, home: str | None = None) -> list[Sta
     """
     folder = home_path(home)
     names = [job] if job else Ledger.of(folder).jobs() if ledger_exists(folder) else []
-    courses = [course for name in names if not done(course := Course(recorded_run(name, folder)))]
-    failures: list[OvernightError] = []
+    standings: list[Standing] = []
+    failures: list[Exception] = []
     try:
-        for course in courses:
-            job_name = course.run.job.name
+        for name in names:
             try:
-                sweep(course)
+                course = Course(run := recorded_run(name, folder), run.ledger.job(name))
+                if not done(course):
+                    sweep(course)
+                    standings.append(standing_of(course.run))
             except JobBusy as busy:
-                logger.info("%s: %s; left to it", job_name, busy)
-            except OvernightError as error:
-                logger.error("%s: %s", job_name, error)  # noqa: TRY400 - the message says what to mend
+                logger.info("%s: %s; left to it", name, busy)
+            except (OvernightError, OSError) as error:
+                logger.error("%s: %s", name, error)  # noqa: TRY400 - the message says what to mend
                 failures.append(error)
     finally:
         stop_local_endpoint(folder)
     if failures:
         raise failures[0]
-    return [standing_of(course.run) for course in courses]
+    return standings
 
 
 def done(course: Course) -> bool:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from prefect import allow_failure
@@ -18,10 +18,12 @@ from prefect.states import Failed
 from flows.names import label_run
 from overnight.errors import JobError
 from overnight.lease import leased
+from overnight.planning import Plan
 from overnight.queue import ended_batches
+from overnight.records import JobRecord
 from overnight.run import Run
 from overnight.summary import Summary
-from tasks.approve import ask_approval, needs_approval
+from tasks.approve import ask_approval, covers, needs_approval
 from tasks.build import build_requests
 from tasks.cancel import cancel_batches
 from tasks.clean import clean_job, cleanable
@@ -51,8 +53,15 @@ def in_groups(items: Sequence[Item]) -> list[tuple[Item, ...]]:
 class Course:
     """A job's way through its steps; on the page each is drawn behind the one before."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, built: JobRecord | None = None) -> None:
+        """Begins a course.
+
+        Args:
+            run: the job.
+            built: as the ledger has it, where it was built before.
+        """
         self.run = run
+        self._built = built
         self._before: list[Any] = []
 
     @property
@@ -65,17 +74,29 @@ class Course:
         """Whether every request has its verdict, or will get none."""
         return all(shard.settled for shard in self.run.ledger.shards(self.run.job.name))
 
-    def lease(self, patience: float = PATIENCE) -> AbstractContextManager[str]:
-        """The job's lease, without which no step is taken."""
-        return leased(self.run.ledger, self.run.job.name, patience)
+    @contextmanager
+    def lease(self, patience: float = PATIENCE) -> Iterator[str]:
+        """Holds the job's lease, without which no step is taken; yields the owner.
 
-    def prepare(self, *, approve: bool) -> None:
+        Raises:
+            JobBusy: another process holds it still.
+            JobError: another process built the job anew with other settings: its answers are not ours to read.
+        """
+        name = self.run.job.name
+        with leased(self.run.ledger, name, patience) as owner:
+            record = self.run.ledger.job(name)
+            if self._built is not None and record is not None and record.job != self._built.job:
+                raise JobError(f"the job {name!r} was built anew with other settings by another process: left to that")
+            yield owner
+
+    def prepare(self, *, approve: bool, approved: Plan | None = None) -> None:
         """Takes the job through build and validate; between them asks whether to go on, where the job wants it.
 
         A person who is asked may lower the number of rows; the course is one over fewer rows then.
 
         Args:
             approve: go on without the question.
+            approved: a plan that a person said yes to: good for what costs no more.
 
         Raises:
             JobError: the person said no; nothing was sent.
@@ -84,10 +105,11 @@ class Course:
             build = build_requests(self.run)
             made = plan_of(self.run, build, self.run.folder.staging)
             publish_plan(made)
-            if approve or not needs_approval(self.run.job, made):
+            if approve or not needs_approval(self.run.job, made) or (approved and covers(approved, made)):
                 state = validate_requests(self.run, build, return_state=True)
                 state.result()
                 self._before = [state]
+                self._built = self.run.ledger.job(self.run.job.name)
                 label_run(self.run)
                 return
             shutil.rmtree(self.run.folder.staging)  # the answer may take hours: what it is about is built anew then
@@ -96,7 +118,7 @@ class Course:
             why = f": {answer.note}" if answer.note else ""
             raise JobError(f"the run was rejected on Prefect's page{why}; nothing was sent")
         self.run = self.run.with_max_rows(answer.max_rows) if answer.max_rows else self.run
-        self.prepare(approve=True)
+        self.prepare(approve=False, approved=made)
 
     def submit(self, owner: str) -> Exception | None:
         """Submits the shards that may go out now; returns what stopped the first that could not."""
@@ -104,14 +126,19 @@ class Course:
         futures = [
             submit_shards.submit(self.run, group, owner, wait_for=self._after, return_state=False) for group in groups
         ]
-        failure = first_exception(future.result(raise_on_failure=False) for future in futures)
+        failure = first_exception([future.result(raise_on_failure=False) for future in futures])  # all have ended then
         self._before = [*futures] or self._before
         publish_progress(self.run)
         return failure
 
-    def wait(self, patience: float) -> None:
-        """Looks at open batches until one has ended or a held shard may go, for so many seconds; once in any case."""
-        state = wait_for_batches(self.run, patience, wait_for=self._after, return_state=True)
+    def wait(self, patience: float, *, only_ends: bool = False) -> None:
+        """Looks at open batches until one has ended or, unless `only_ends`, a shard may go; once in any case.
+
+        Args:
+            patience: seconds, at the most.
+            only_ends: whatever could be submitted meanwhile.
+        """
+        state = wait_for_batches(self.run, patience, only_ends, wait_for=self._after, return_state=True)
         state.result()
         self._before = [state]
 
@@ -159,6 +186,6 @@ def as_result(summary: Summary) -> Summary:
     return cast(Summary, Failed(message=summary.outcome, data=summary))
 
 
-def first_exception(results: Iterable[Any]) -> Exception | None:
+def first_exception(results: Sequence[Any]) -> Exception | None:
     """The first exception among some results."""
     return next((result for result in results if isinstance(result, Exception)), None)

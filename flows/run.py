@@ -62,7 +62,7 @@ def go_on(course: Course) -> None:
         label_run(course.run)
         if failure and not course.run.at_provider():
             raise failure
-        course.wait(PATIENCE)
+        course.wait(PATIENCE, only_ends=failure is not None)
         with course.lease():
             failure = course.collect() or failure
 

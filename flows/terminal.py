@@ -93,10 +93,10 @@ def configure_logging(console: Console, *, verbose: bool) -> None:
 
 def standing_line(now: Standing) -> str:
     """How far a job is, in a line."""
+    if now.stopped and now.done:
+        return f"{now.job}: stopped: {now.stopped}; its answers are joined"
     if now.done:
-        return f"{now.job}: done, {now.answered:,} of {now.requests:,} requests" + (
-            f"; stopped: {now.stopped}" if now.stopped else ""
-        )
+        return f"{now.job}: done, {counted_of(now.requests, 'request')}"
     return f"{now.job}: {now.answered:,} of {now.requests:,} requests answered, {standing_text(now)}"
 
 

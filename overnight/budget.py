@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from overnight.errors import JobError
@@ -38,9 +39,11 @@ def output_limit(job: Job) -> int | None:
     """The most output tokens of one request that a job's parameters allow; None where they do not say."""
     if job.task.kind in ("embed", "moderate"):
         return 0
-    limit = next((job.parameters[name] for name in _TOKEN_LIMITS if name in job.parameters), None)
-    choices = job.parameters.get("n", 1)
-    return limit * choices if isinstance(limit, int) and isinstance(choices, int) else None
+    limits = [job.parameters[name] for name in _TOKEN_LIMITS if name in job.parameters]
+    known = [one for one in (*limits, job.parameters.get("n", 1)) if type(one) is int and one > 0]
+    if not limits or len(known) <= len(limits):
+        return None
+    return max(known[:-1]) * known[-1]
 
 
 def check_budget(job: Job) -> None:
@@ -74,24 +77,34 @@ def most_cost(job: Job, shard: Shard) -> float:
 
 
 def batch_cost(job: Job, shard: Shard, batch: Batch) -> float | None:
-    """USD of a collected batch by the provider's token counts; None where the price is not known."""
+    """USD of a collected batch by the provider's token counts; None where the price or a count is not known."""
     rates, usage = job_rates(job, shard.model), batch.usage or {}
-    if rates is None:
+    if rates is None or (usage.get("unmetered") and (rates.input or rates.output)):
         return None
     return rates.cost(usage.get("input_tokens", 0), usage.get("output_tokens", 0), usage.get("cached_tokens", 0))
 
 
 def spending(job: Job, shards: Sequence[Shard]) -> Spending:
-    """What a job has spent and reserved. Requests whose answers were lost count with what they cost at the most."""
+    """What a job has spent and reserved.
+
+    Requests whose answers were lost, or whose tokens the provider does not tell, count with what they cost at the most.
+    """
     spent = reserved = 0.0
     for shard in shards:
         for batch in shard.batches:
             if batch.state in _RESERVED:
                 reserved += most_cost(job, shard)
             elif batch.state is State.COLLECTED:
-                lost = shard.requests if batch.usage is None else (batch.verdicts or {}).get("missing", 0)
-                spent += (batch_cost(job, shard, batch) or 0.0) + most_cost(job, shard) * lost / shard.requests
+                spent += _spent(job, shard, batch)
     return Spending(spent, reserved)
+
+
+def _spent(job: Job, shard: Shard, batch: Batch) -> float:
+    if batch.usage is None:
+        return most_cost(job, shard)
+    told = batch_cost(job, shard, replace(batch, usage=batch.usage | {"unmetered": 0})) or 0.0
+    untold = (batch.verdicts or {}).get("missing", 0) + batch.usage.get("unmetered", 0)
+    return told + most_cost(job, shard) * untold / shard.requests
 
 
 def affordable(job: Job, shards: Sequence[Shard], ready: Sequence[Shard]) -> Affordable:

@@ -21,6 +21,11 @@ class Canary(NamedTuple):
     """Why the others may not follow; None while it is open, and where all is well."""
 
     @property
+    def tried(self) -> bool:
+        """Whether any of it was sent."""
+        return any(batch.batch_id for shard in self.shards for batch in shard.batches)
+
+    @property
     def open(self) -> bool:
         """Whether it has to be waited for."""
         return any(not shard.settled for shard in self.shards)
@@ -37,10 +42,10 @@ def last_canary(job: Job, shards: Sequence[Shard]) -> Canary | None:
 
 
 def _fault(job: Job, shards: Sequence[Shard], latest: int) -> str | None:
-    first = [shard for shard in shards if shard.round == latest and any(batch.batch_id for batch in shard.batches)]
-    sent = sum(shard.requests for shard in first)
-    if not sent:
+    first = [s for s in shards if (s.attempt, s.reask) == (1, 0) and any(batch.batch_id for batch in s.batches)]
+    if not first:
         return None
+    sent = sum(shard.requests for shard in shards if shard.round == latest)  # pieces of them have later rounds
     verdicts = [batch.verdicts or {} for shard in shards for batch in shard.batches]
     failed = sent - sum(counts.get("succeeded", 0) for counts in verdicts)
     if failed / sent > job.max_failed_fraction:

@@ -80,9 +80,8 @@ def diagnosis_text(title: str, batches: Sequence[tuple[Shard, Batch]], groups: d
     if whole:
         rows = [(code, message[:300], f"{count:,}", advice(code)) for (code, message), count in whole.most_common(20)]
         parts.append("## Errors of whole batches\n\n" + table(["code", "message", "times", "what to do"], rows))
-    parts.append(
-        "## Errors by code\n\n" + (_groups(groups) if groups else "None: every request that has a result succeeded.")
-    )
+    listed = _groups(groups) if groups else "None: every request that has a result succeeded."
+    parts.append(f"## Errors by code, of every attempt\n\n{listed}")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -103,4 +102,4 @@ def _groups(groups: dict[tuple[str, str], Group]) -> str:
     for (verdict, code), group in groups.items():
         shown = "; ".join(f"`{custom_id}` {message}".strip() for custom_id, message in group.examples)
         rows.append((verdict, code, f"{group.requests:,}", shown.replace("<", "&lt;"), advice(code)))
-    return table(["verdict", "code", "requests", "examples", "what to do"], rows)
+    return table(["verdict", "code", "results", "examples", "what to do"], rows)

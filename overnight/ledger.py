@@ -109,7 +109,13 @@ class Ledger:
     """The database of one home."""
 
     def __init__(self, url: str) -> None:
-        self._engine = sa.create_engine(url, **_engine_options(url))
+        try:
+            self._engine = sa.create_engine(url, **_engine_options(url))
+        except (sa.exc.ArgumentError, ImportError) as error:  # the URL itself may hold a password
+            raise LedgerError(
+                "OVERNIGHT_LEDGER_URL cannot be used: it has to start with sqlite:/// or postgresql+psycopg:// "
+                f"({type(error).__name__})"
+            ) from None
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _configure_sqlite)
             sa.event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
@@ -186,7 +192,13 @@ class Ledger:
     def plan(self, record: JobRecord, shards: Sequence[NewShard], *, drop: Sequence[int] = ()) -> None:
         """Writes a build: the job as it is now, and its new shards, in place of some that were never sent (`drop`)."""
         values = {name: getattr(record, name) for name in record.__dataclass_fields__}
+        unsent = [State.UPLOADING, State.UPLOADED, State.REFUSED]
         with self._transaction() as connection:
+            sent = sa.select(BATCHES.c.id).where(BATCHES.c.shard_id.in_(drop), BATCHES.c.state.not_in(unsent))
+            if connection.execute(sent).first():
+                raise LedgerError(
+                    "another process sent what was built anew here (was the machine asleep?): run it again"
+                )
             begun = BATCHES.c.shard_id.in_(drop) & BATCHES.c.state.in_([State.UPLOADING, State.UPLOADED])
             connection.execute(sa.update(BATCHES).where(begun).values(state=State.REFUSED))
             connection.execute(sa.update(SHARDS).where(SHARDS.c.id.in_(drop)).values(settled=True))
@@ -345,6 +357,8 @@ def _mend(said: str) -> str:
     """What to do about a database's error."""
     if re.search("locked|busy", said):
         return "Another process holds it for long: run the job again when that has ended"
+    if re.search("connection|connect|translate host|password authentication", said, re.IGNORECASE):
+        return "Check OVERNIGHT_LEDGER_URL and that the database server answers; then run the job again"
     if re.search("full|disk I/O|readonly|unable to open", said):
         return "Make room, or make it writable, and run the job again: it goes on where it was"
     return (

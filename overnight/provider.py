@@ -37,6 +37,7 @@ MAX_LIST_PAGES = 50
 _PAGE = 100
 _UPLOAD_SECONDS_PER_MB = 5
 _DOWNLOAD_TRIES = 4
+_NO_KEY = "none"
 _OUTPUT_EXPIRY: Any = {"anchor": "created_at", "seconds": 30 * 86_400}
 
 
@@ -64,7 +65,7 @@ def read_webhook(body: bytes, headers: Mapping[str, str], secret: str) -> Webhoo
         try:
             client.webhooks.verify_signature(body, headers, secret=secret)
             event: Any = json.loads(body)
-        except (openai.InvalidWebhookSignatureError, ValueError) as error:
+        except (openai.InvalidWebhookSignatureError, ValueError, TypeError) as error:
             raise Unauthorized(f"this is no delivery that was signed with our secret: {error}") from None
     data = event.get("data") if isinstance(event, dict) else None
     kind = str(event.get("type")) if isinstance(event, dict) else ""
@@ -103,6 +104,7 @@ class Provider:
             raise ProviderError(f"the profile {profile.name!r} has no address: set provider.base_url")
         self.address = profile.base_url
         key = api_key or _key_from_environment(profile)
+        self._has_key = key != _NO_KEY
         self._client = openai.OpenAI(
             base_url=self.address, api_key=key, organization=organization, project=project, max_retries=2, timeout=60
         )
@@ -187,10 +189,10 @@ class Provider:
         except openai.APIStatusError as error:
             if error.status_code >= 500 or error.status_code in (408, 409):
                 raise ReplyLost(f"the create call was answered with HTTP {error.status_code}") from None
-            raise _translate(error, "create batch", self.address) from None
+            raise self._refused(error, "create batch") from None
         except openai.APIConnectionError as error:
             if _never_sent(error):
-                raise _translate(error, "create batch", self.address) from None
+                raise self._refused(error, "create batch") from None
             raise ReplyLost(f"the create call got no answer: {_cause(error)}") from None
         except openai.OpenAIError as error:
             raise ReplyLost(f"the create call's answer cannot be read: {error}") from None
@@ -326,9 +328,14 @@ class Provider:
         try:
             yield
         except openai.OpenAIError as error:
-            raise _translate(error, call, self.address) from None
+            raise self._refused(error, call) from None
         except httpx2.HTTPError as error:
             raise ProviderUnavailable(f"{call}: {_cause(error)}") from None
+
+    def _refused(self, error: openai.OpenAIError, call: str) -> OvernightError:
+        """An SDK error as one of ours, without the key, which a server may echo."""
+        found = _translate(error, call, self.address)
+        return type(found)(found.message.replace(self._client.api_key, "***")) if self._has_key else found
 
 
 def without_batch_api(profile: Profile) -> str:
@@ -342,16 +349,16 @@ def without_batch_api(profile: Profile) -> str:
 
 def _key_from_environment(profile: Profile) -> str:
     if profile.api_key_env is None:
-        return "none"
+        return _NO_KEY
     if key := os.environ.get(profile.api_key_env):
         return key
     if profile.name == "custom":
-        return "none"
+        return _NO_KEY
     raise Unauthorized(f"no key for {profile.name}: set the environment variable {profile.api_key_env}")
 
 
 def _translate(error: openai.OpenAIError, call: str, address: str) -> OvernightError:
-    """An SDK error as one of ours. Texts of replies are kept short, and never hold the key."""
+    """An SDK error as one of ours; texts of replies are kept short."""
     if isinstance(error, openai.APIConnectionError):
         return ProviderUnavailable(f"cannot reach {address} ({call}): {_cause(error)}")
     if not isinstance(error, openai.APIStatusError):

@@ -87,7 +87,8 @@ class Batch:
     verdicts: dict[str, int] | None = None
     """How many requests got which verdict."""
     usage: dict[str, int] | None = None
-    """Tokens of all its answers, whatever their verdict: input_tokens, output_tokens, cached_tokens."""
+    """Tokens of all its answers, whatever their verdict: input_tokens, output_tokens, cached_tokens; and `unmetered`,
+    how many answers told none."""
     service_tiers: dict[str, int] | None = None
     """How many answers name which service tier."""
     hours: dict[str, int] | None = None

@@ -38,6 +38,11 @@ class Attempt(NamedTuple):
     batch: Batch
 
     @property
+    def answered_all(self) -> bool:
+        """Whether every request of it was answered, and so counted."""
+        return set(self.batch.verdicts or {}) <= {"succeeded", "invalid", "refused"}
+
+    @property
     def seconds(self) -> float | None:
         """From its creation to its end."""
         return (
@@ -154,12 +159,15 @@ def _billed(summary: Summary, attempts: Sequence[Attempt]) -> Iterator[tuple[str
     if not metered:
         return
     yield "billed in all, every attempt", dollars(summary.billed_usd)
-    estimated = sum(one.shard.tokens for one in metered)
-    yield (
-        "input tokens of all attempts",
-        f"{used['input_tokens']:,}; {estimated:,} were estimated"
-        + (f" ({used['input_tokens'] / estimated - 1:+.0%})" if estimated and used["input_tokens"] else ""),
-    )
+    whole = [one for one in metered if one.answered_all]
+    estimated = sum(one.shard.tokens for one in whole)
+    actual = sum((one.batch.usage or {}).get("input_tokens", 0) for one in whole)
+    text = f"{used['input_tokens']:,}"
+    if estimated and actual:
+        text += f"; of whole batches {actual:,}, {estimated:,} were estimated ({actual / estimated - 1:+.0%})"
+    yield "input tokens of all attempts", text
+    if used["unmetered"]:
+        yield "answers whose tokens the provider does not tell", f"{used['unmetered']:,}"
 
 
 def _budget(job: Job, attempts: Sequence[Attempt]) -> Iterator[tuple[str, str]]:

@@ -54,6 +54,13 @@ def part_name(shard: Shard, batch: Batch) -> str:
     return f"{shard.round:04d}-{shard.number:04d}-{batch.id:06d}.parquet"
 
 
+def unmetered(rows: pa.RecordBatch | pa.Table) -> pa.Array:
+    """Which results hold an answer whose tokens the provider does not tell: what it cost is not known."""
+    answered = pa.compute.is_in(rows["verdict"], value_set=pa.array(["succeeded", "invalid", "refused"]))
+    untold = pa.compute.and_(pa.compute.is_null(rows["input_tokens"]), pa.compute.is_null(rows["output_tokens"]))
+    return pa.compute.and_(answered, untold)
+
+
 def missing_parts(folder: Path, shards: Sequence[Shard]) -> list[tuple[Shard, Batch]]:
     """Attempts that the ledger knows as collected, whose results are not there."""
     collected = [(shard, b) for shard in shards for b in shard.batches if b.state is State.COLLECTED]

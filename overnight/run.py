@@ -19,6 +19,7 @@ from overnight.ledger import Ledger
 from overnight.prompt import answer_of
 from overnight.queue import Budget
 from overnight.records import NewShard, Shard
+from overnight.states import State
 from overnight.suggest import did_you_mean
 
 
@@ -50,8 +51,9 @@ class Run:
         return budgets
 
     def at_provider(self) -> bool:
-        """Whether any shard has, or may have, a batch whose answers are not collected."""
-        return any(shard.sent for shard in self.ledger.shards(self.job.name) if not shard.settled)
+        """Whether any batch is known to be at the provider, or has ended, whose answers are not collected."""
+        batches = [shard.open_batch for shard in self.ledger.shards(self.job.name) if not shard.settled]
+        return any(batch is not None and batch.state in (State.SUBMITTED, State.ENDED) for batch in batches)
 
     def rows(self) -> Rows:
         """The job's dataset, as far as `limits.max_rows`; a batch JSONL file comes as its lines."""
@@ -63,7 +65,8 @@ class Run:
 
     def with_max_rows(self, count: int) -> Run:
         """The same run over the first rows only."""
-        limits = self.job.limits.model_copy(update={"max_rows": count})
+        most = min(count, self.job.limits.max_rows or count)
+        limits = self.job.limits.model_copy(update={"max_rows": most})
         return replace(self, job=self.job.model_copy(update={"limits": limits}))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from overnight.records import Batch, Shard
 from overnight.run import Run
 from overnight.states import AT_PROVIDER, State
-from overnight.summary import duration
+from overnight.summary import counted_of, duration
 
 _MOST_ROWS = 300
 
@@ -48,7 +48,7 @@ def standing(job: str, shards: Sequence[Shard], requests: int, stopped: str | No
     batches = [batch for shard in waiting if (batch := shard.open_batch)]
     answered = sum((batch.done or 0) + (batch.failed or 0) for batch in batches)
     at_provider = sum(batch.state in AT_PROVIDER for batch in batches)
-    held = next((shard.hold_reason for shard in waiting if shard.hold_reason and shard.hold_until), None)
+    held = next((shard.hold_reason for shard in waiting if shard.hold_reason and shard.open_batch is None), None)
     left = requests - sum(shard.requests for shard in waiting)
     return Standing(
         job, requests, max(0, left + answered), at_provider, len(waiting) - at_provider, not waiting, held, stopped
@@ -56,15 +56,15 @@ def standing(job: str, shards: Sequence[Shard], requests: int, stopped: str | No
 
 
 def batch_rows(shards: Sequence[Shard], now: float) -> list[dict[str, Any]]:
-    """One row per batch attempt and per shard that waits, newest last; texts are for people.
+    """What waits, by reason, then one row per batch attempt, open ones last; texts are for people.
 
     Args:
         shards: all of a job's.
         now: Unix seconds.
     """
-    rows = [_row(shard, batch, now) for shard in shards for batch in shard.batches if batch.state is not State.REFUSED]
-    rows += [_waiting(shard) for shard in shards if not shard.settled and shard.open_batch is None]
-    return rows[-_MOST_ROWS:]
+    sent = [(shard, b) for shard in shards for b in shard.batches if b.state is not State.REFUSED]
+    newest = sorted(sent, key=lambda one: one[1] is one[0].open_batch)[-_MOST_ROWS:]  # those that are open are kept
+    return [*_waiting(shards), *(_row(shard, batch, now) for shard, batch in newest)]
 
 
 def _row(shard: Shard, batch: Batch, now: float) -> dict[str, Any]:
@@ -86,13 +86,21 @@ def _row(shard: Shard, batch: Batch, now: float) -> dict[str, Any]:
     }
 
 
-def _waiting(shard: Shard) -> dict[str, Any]:
-    why = f"held back: {shard.hold_reason}" if shard.hold_reason and shard.hold_until else "to be sent"
-    return {
-        "file": shard.file_name, "status": why, "done": f"0 of {shard.requests:,}", "age": "–",
-        "expected": "–", "tokens": f"about {shard.tokens:,}", "attempt": shard.attempt, "verdicts": "",
-        "batch": "–",
-    }  # fmt: skip
+def _waiting(shards: Sequence[Shard]) -> list[dict[str, Any]]:
+    """One row for all shards that wait for one reason."""
+    groups: dict[str | None, list[Shard]] = {}
+    for shard in shards:
+        if not shard.settled and shard.open_batch is None:
+            groups.setdefault(shard.hold_reason, []).append(shard)
+    return [
+        {
+            "file": counted_of(len(mine), "batch"), "status": f"held back: {why}" if why else "to be sent",
+            "done": f"0 of {sum(shard.requests for shard in mine):,}", "age": "–", "expected": "–",
+            "tokens": f"about {sum(shard.tokens for shard in mine):,}", "attempt": mine[0].attempt, "verdicts": "",
+            "batch": "–",
+        }
+        for why, mine in groups.items()
+    ]  # fmt: skip
 
 
 def _answered(batch: Batch) -> int:

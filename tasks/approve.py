@@ -36,6 +36,13 @@ def needs_approval(job: Job, plan: Plan) -> bool:
     return plan.cost_usd is None or plan.output_tokens is None or plan.cost_usd > limit
 
 
+def covers(approved: Plan, plan: Plan) -> bool:
+    """Whether a yes to one plan is a yes to another: it sends no more, and costs no more as far as that is known."""
+    if approved.cost_usd is not None and plan.cost_usd is not None and plan.cost_usd > approved.cost_usd:
+        return False
+    return plan.bytes <= approved.bytes
+
+
 def ask_approval(plan: Plan) -> Approval:
     """Shows the plan and waits for the answer, a week at most.
 
@@ -45,6 +52,7 @@ def ask_approval(plan: Plan) -> Approval:
     figures = plan.text.split("\n## ", 1)[0]
     whole = f"The whole plan is the artifact `{artifact_key('plan', plan.job)}`."
     form = Approval.with_initial_data(description=f"{figures}\n\n{whole}")
+    key = f"approval-{plan.requests}-{plan.bytes}-{plan.input_tokens}-{plan.cost_usd}"  # an answer is good for its plan
     if in_deployment():
-        return suspend_flow_run(wait_for_input=form, timeout=_ANSWER_SECONDS, key="approval")
-    return pause_flow_run(wait_for_input=form, timeout=_ANSWER_SECONDS, poll_interval=_LOOK_SECONDS, key="approval")
+        return suspend_flow_run(wait_for_input=form, timeout=_ANSWER_SECONDS, key=key)
+    return pause_flow_run(wait_for_input=form, timeout=_ANSWER_SECONDS, poll_interval=_LOOK_SECONDS, key=key)

@@ -136,7 +136,8 @@ def canary_rows(job: Job, ledger: Ledger, superseded: set[int]) -> int | None:
     if job.limits.canary_rows is None or record is None or record.definition != definition_of(job):
         return job.limits.canary_rows
     canary = last_canary(job, [shard for shard in ledger.shards(job.name) if shard.id not in superseded])
-    return job.limits.canary_rows if canary is None or canary.fault else None
+    well = canary is not None and (canary.open or canary.tried) and not canary.fault
+    return None if well else job.limits.canary_rows
 
 
 class Builder:

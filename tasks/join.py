@@ -20,7 +20,7 @@ from overnight.job import Job
 from overnight.parquet import open_parquet, read_batches, write_parquet
 from overnight.prices import Rates, job_rates
 from overnight.prompt import answer_of
-from overnight.results import Found, ResultIndex, ResultReader, result_parts, result_schema
+from overnight.results import Found, ResultIndex, ResultReader, result_parts, result_schema, unmetered
 from overnight.run import Run
 from overnight.samples import Reservoir, input_columns, samples_text
 from overnight.summary import Tally
@@ -140,7 +140,10 @@ class Joiner:
         )
         rates = self._rates
         cost = (given - cached) * rates.input + cached * rates.cached + made * rates.output
-        return pa.array(np.where(first, cost, 0.0), mask=column["verdict"].is_null().to_numpy(zero_copy_only=False))
+        unknown = pc.or_(
+            pc.is_null(column["verdict"]), pc.and_(unmetered(pa.table(column)), rates.input + rates.output > 0)
+        )
+        return pa.array(np.where(first, cost, 0.0), mask=unknown.to_numpy(zero_copy_only=False))
 
     def _count(self, added: dict[str, pa.Array], first: Mask) -> None:
         tally = self.tally
@@ -157,6 +160,9 @@ class Joiner:
         tally.input_tokens += pc.sum(added["input_tokens"].filter(distinct)).as_py() or 0
         tally.output_tokens += pc.sum(added["output_tokens"].filter(distinct)).as_py() or 0
         tally.cached_tokens += pc.sum(added["cached_tokens"].filter(distinct)).as_py() or 0
+        answered = pc.is_in(added["status"], value_set=pa.array(["succeeded", "invalid", "refused"]))
+        if tally.cost_usd is not None and pc.any(pc.and_(answered, pc.is_null(added["cost_usd"]))).as_py():
+            tally.cost_usd = None
         if tally.cost_usd is not None:
             tally.cost_usd += pc.sum(added["cost_usd"]).as_py() or 0.0
 

@@ -99,6 +99,8 @@ def find_batches(name: str, home: Path) -> tuple[Run, list[tuple[Shard, Batch]]]
     """
     shards = all_shards(home)
     matching = [(shard, batch) for shard in shards for batch in shard.batches if name in (shard.job, batch.batch_id)]
+    if not matching and ledger_exists(home) and name in Ledger.of(home).jobs():
+        return recorded_run(name, home), []
     if not matching:
         raise JobError(f"the ledger of {home} knows no job and no batch named {name!r}: `overnight list` shows batches")
     return recorded_run(matching[0][0].job, home), matching
@@ -126,8 +128,9 @@ def _results(run: Run, batches: list[tuple[Shard, Batch]]) -> Iterator[tuple[str
 def clean_account(choice: ProviderChoice, home: Path, older_than_hours: float, *, dry_run: bool) -> Cleaned:
     """Deletes our files that nobody needs; only tells of them where `dry_run`."""
     with open_provider(choice, home) as provider:
+        files = list(provider.all_files())  # before the rest: what is uploaded from here on is none of them
         in_use = {b.input_file_id for b in provider.batches() if b.status not in TERMINAL and b.input_file_id}
-        stored = sorted_out(provider.all_files(), known_files(all_shards(home)), in_use)
+        stored = sorted_out(files, known_files(all_shards(home)), in_use)
         unneeded = deletable(stored, time.time() - older_than_hours * 3600)
         deleted = 0
         for one in [] if dry_run else unneeded:

@@ -22,7 +22,7 @@ from overnight.parquet import TableWriter, write_parquet
 from overnight.prompt import answer_of
 from overnight.records import Batch
 from overnight.replies import RemoteBatch, RemoteError
-from overnight.results import missing_parts, part_name, result_schema
+from overnight.results import missing_parts, part_name, result_schema, unmetered
 from overnight.run import Run
 from overnight.verdicts import VERDICTS, Reply, Verdict, failure_verdict
 from overnight.wire import ResultLine, custom_ids, read_result
@@ -63,7 +63,7 @@ class PartWriter:
         self._table, self._schema, self._batch_id = table, schema, batch_id
         self._blank = (None,) * (len(schema) - 13)
         self._rows: list[tuple[Any, ...]] = []
-        self.usage = Counter(dict.fromkeys(USAGE, 0))
+        self.usage = Counter(dict.fromkeys([*USAGE, "unmetered"], 0))
         self.service_tiers: Counter[str] = Counter()
 
     def add(self, custom_id: str, reply: Reply, raw: bytes | None) -> None:
@@ -94,6 +94,7 @@ class PartWriter:
 
     def _meter(self, batch: pa.RecordBatch) -> None:
         self.usage.update({name: pc.sum(batch[name]).as_py() or 0 for name in USAGE})
+        self.usage["unmetered"] += pc.sum(unmetered(batch)).as_py() or 0
         for tier in pc.value_counts(batch["service_tier"].drop_null()).to_pylist():
             self.service_tiers[tier["values"]] += tier["counts"]
 

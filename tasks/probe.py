@@ -155,7 +155,7 @@ def settings_for(profile: Profile, checks: tuple[Check, ...]) -> tuple[str, ...]
     ]
     found.append(f"limits: at most {profile.max_requests:,} requests and {profile.max_bytes:,} bytes in a batch")
     if passed.get("it is listed, with its metadata") is False:
-        found.append("lists_batches = false: after a lost reply the run stops and asks a person to look")
+        found.append("its batches are not listed: after a lost reply a run cannot find its batch by itself")
     if passed.get("delete files") is False:
         found.append("cleanup: never")
     return tuple(found)

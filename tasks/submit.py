@@ -109,6 +109,8 @@ def release(run: Run, now: float) -> list[Shard]:
     A job whose canary failed, or whose budget leaves no room for anything more, is stopped.
     """
     ledger = run.ledger
+    if (record := ledger.job(run.job.name)) is not None and record.stopped:
+        ledger.stop(run.job.name, record.stopped)  # what the provider turned away since then is not sent again
     shards = ledger.shards(run.job.name)
     for shard in too_large(shards, budgets := run.budgets(shards)):
         limit = budgets[shard.model].limit

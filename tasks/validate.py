@@ -35,8 +35,12 @@ def staged_problems(staging: Path, build: Build, profile: Profile) -> list[Probl
 
 def sort_out(planned: Sequence[Shard], built: Sequence[NewShard]) -> tuple[list[Shard], list[NewShard]]:
     """What gives way and what is new: a shard that was built again byte for byte stays, with its upload."""
-    again = {shard.key for shard in built} & {shard.key for shard in planned}
-    return [old for old in planned if old.key not in again], [new for new in built if new.key not in again]
+    again = {_same(shard) for shard in built} & {_same(shard) for shard in planned}
+    return [old for old in planned if _same(old) not in again], [new for new in built if _same(new) not in again]
+
+
+def _same(shard: NewShard) -> tuple[str, bool]:
+    return shard.key, shard.canary is not None
 
 
 def plan_staged(run: Run, build: Build) -> None:

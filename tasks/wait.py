@@ -126,8 +126,14 @@ def look_at_all(run: Run, provider: Provider) -> None:
         look(run, provider, batch)
 
 
-def wait(run: Run, patience: float) -> None:
-    """Looks until there is something to do, for at most `patience` seconds; looks once in any case."""
+def wait(run: Run, patience: float, *, only_ends: bool = False) -> None:
+    """Looks until there is something to do, for at most `patience` seconds; looks once in any case.
+
+    Args:
+        run: whose batches are looked at.
+        patience: seconds.
+        only_ends: wait for batches to end, whatever could be submitted meanwhile.
+    """
     ledger, until = run.ledger, time.monotonic() + patience
     for pause in pauses(run.job.profile.poll_seconds):
         with provider_of(run) as provider:  # anew for each look: the embedded endpoint may have moved
@@ -135,13 +141,14 @@ def wait(run: Run, patience: float) -> None:
         shards, now = ledger.shards(run.job.name), time.time()
         done = all(shard.settled for shard in shards)
         decided = releasable(shards, run.job, now, run.budgets(shards))
-        if done or ended_batches(shards) or decided.shards or decided.stop or time.monotonic() >= until:
+        to_submit = bool(decided.shards or decided.stop) and not only_ends
+        if done or ended_batches(shards) or to_submit or time.monotonic() >= until:
             return
-        release = next_release(shards, now)
+        release = None if only_ends else next_release(shards, now)
         time.sleep(pause if release is None else min(pause, max(release, 0.01)))
 
 
 @task(name="wait", task_run_name="wait", cache_policy=NO_CACHE)
-def wait_for_batches(run: Run, patience: float) -> None:
-    """Waits until a batch has ended or a held shard may go, at most `patience` seconds."""
-    wait(run, patience)
+def wait_for_batches(run: Run, patience: float, only_ends: bool = False) -> None:
+    """Waits until a batch has ended or, where that matters, a shard may go; at most `patience` seconds."""
+    wait(run, patience, only_ends=only_ends)

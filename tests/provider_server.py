@@ -396,6 +396,8 @@ def said(body: dict[str, Any], text: str, fault: str | None) -> str | None:
 
 def wrap(custom_id: str, status: int, body: dict[str, Any], shape: str) -> dict[str, Any]:
     """A response in the line shape of a provider."""
+    if shape == "no_usage":
+        body = {name: value for name, value in body.items() if name != "usage"}
     if shape == "bare" and status == 200:
         return {"id": "r", "custom_id": custom_id, "response": body, "error": None}
     if shape == "short":
