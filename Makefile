@@ -27,8 +27,8 @@ install: .venv/.installed ## make .venv
 try: install ## run the example job on the embedded model and show the answers
 	@$(BIN)/overnight try
 
-test: install ## all tests
-	$(BIN)/python -m pytest
+test: install ## all tests, two at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: install ## lint, formatting, types, import rules
 	$(BIN)/ruff check .

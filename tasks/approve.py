@@ -5,6 +5,7 @@ A deployment's run is suspended, so that no worker is held while nobody looks; a
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
@@ -52,7 +53,10 @@ def ask_approval(plan: Plan) -> Approval:
     figures = plan.text.split("\n## ", 1)[0]
     whole = f"The whole plan is the artifact `{artifact_key('plan', plan.job)}`."
     form = Approval.with_initial_data(description=f"{figures}\n\n{whole}")
-    key = f"approval-{plan.requests}-{plan.bytes}-{plan.input_tokens}-{plan.cost_usd}"  # an answer is good for its plan
+    figures_of = repr((plan.requests, plan.bytes, plan.input_tokens, plan.output_tokens, plan.cost_usd))
+    key = (
+        f"approval-{hashlib.blake2b(figures_of.encode(), digest_size=8).hexdigest()}"  # an answer is good for its plan
+    )
     if in_deployment():
         return suspend_flow_run(wait_for_input=form, timeout=_ANSWER_SECONDS, key=key)
     return pause_flow_run(wait_for_input=form, timeout=_ANSWER_SECONDS, poll_interval=_LOOK_SECONDS, key=key)
