@@ -101,7 +101,7 @@ def up() -> None:
     data = str(home_path() / ".endpoint")
     endpoint = [sys.executable, "-m", "overnight.endpoint", "--port", "0", "--data", data]
     Service(state, "endpoint").start(endpoint, endpoint_environment(environment))
-    print(f"page: {url}")  # noqa: T201 - it is the output
+    print(f"page: {url}/v2")  # noqa: T201 - it is the output; the older page does not draw the report's charts
     print(f"for the command line: export PREFECT_API_URL={url}/api")  # noqa: T201 - as above
 
 

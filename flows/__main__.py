@@ -16,9 +16,11 @@ from rich.console import Console
 from flows.shell import OK, TOO_MANY_FAILED, announce_server, guarded, printed, under_prefect
 from overnight.endpoint.settings import Settings
 from overnight.errors import JobError
+from overnight.home import JobFolder, home_path, shown
 from overnight.job import Job
 from overnight.jobfile import job_schema, load_job, with_overrides
 from overnight.run import Run
+from overnight.standing import Standing
 
 app = App(
     name="overnight",
@@ -117,7 +119,7 @@ def submit(
         opened = _approved(_checked(opened), console, yes=yes)
         announce_server(console)
         now = submit_batch(opened.job, home=str(opened.home), approve=True)
-        return _show_standings([now], console, as_json=json_)
+        return _show_standings([now], console, as_json=json_, home=home)
 
     return under_prefect(command, as_json=json_, verbose=verbose)
 
@@ -127,14 +129,15 @@ def collect(job: str | None = None, *, home: Home = None, json_: Json = False, v
     """Look at all open batches once; fetch, parse, send again, and join what is done.
 
     Args:
-        job: the name of one job; else all jobs of the home.
+        job: the name of one job, or its file; else all jobs of the home.
     """
 
     def command(console: Console) -> int:
         from flows.collect import collect_batches  # noqa: PLC0415 - Prefect takes seconds to import
 
         announce_server(console)
-        return _show_standings(collect_batches(job, home), console, as_json=json_)
+        name = load_job(job).name if job and Path(job).suffix in (".yaml", ".yml") else job
+        return _show_standings(collect_batches(name, home), console, as_json=json_, home=home)
 
     return under_prefect(command, as_json=json_, verbose=verbose)
 
@@ -151,7 +154,7 @@ def cancel(job: str, *, home: Home = None, json_: Json = False, verbose: Verbose
         from flows.cancel import cancel_batch  # noqa: PLC0415 - Prefect takes seconds to import
 
         announce_server(console)
-        return _show_standings([cancel_batch(job, home)], console, as_json=json_)
+        return _show_standings([cancel_batch(job, home)], console, as_json=json_, home=home)
 
     return under_prefect(command, as_json=json_, verbose=verbose)
 
@@ -219,6 +222,7 @@ def clean(
         announce_server(console)
         done = clean_files(_provider(provider, set_), older_than_hours, not delete, home)
         what = f"{done.deleted:,} deleted" if delete else f"{done.deletable:,} can be deleted: --delete does it"
+        what = what if done.deletable else "nothing to delete"
         console.print(f"{done.files:,} files, {done.ours:,} of them ours, {done.orphans:,} orphans; {what} "
                       f"({done.bytes:,} bytes)")  # fmt: skip
         return printed(vars(done), as_json=json_)
@@ -375,11 +379,14 @@ def _provider(name: str, overrides: list[str] | None) -> dict[str, Any]:
     return with_overrides(choose_provider(name).model_dump(mode="json", exclude_unset=True), overrides or ())
 
 
-def _show_standings(standings: list[Any], console: Console, *, as_json: bool) -> int:
+def _show_standings(standings: list[Standing], console: Console, *, as_json: bool, home: str | None) -> int:
     from flows.terminal import standing_line  # noqa: PLC0415 - rich tables are not for every command
 
     for now in standings:
         console.print(standing_line(now), soft_wrap=True, highlight=False)
+        joined = JobFolder(home_path(home), now.job).joined
+        if now.done and joined.exists():
+            console.print(f"  joined  {shown(joined)}", soft_wrap=True, highlight=False)
     if not standings:
         console.print("no job has anything left to do")
     return printed({"jobs": [dataclasses.asdict(now) for now in standings]}, as_json=as_json)

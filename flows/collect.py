@@ -58,8 +58,9 @@ def collect_batches(job: str | None = None, home: str | None = None) -> list[Sta
             except JobBusy as busy:
                 logger.info("%s: %s; left to it", name, busy)
             except (OvernightError, OSError) as error:
-                logger.error("%s: %s", name, error)  # noqa: TRY400 - the message says what to mend
                 failures.append(error)
+                if job is None:  # of several, each is told; the first ends the run
+                    logger.error("%s: %s", name, error)  # noqa: TRY400 - the message says what to mend
     finally:
         stop_local_endpoint(folder)
     if failures:

@@ -54,7 +54,10 @@ def announce_server(console: Console) -> None:
     from prefect.settings import PREFECT_API_URL  # noqa: PLC0415 - Prefect takes seconds to import
 
     if not PREFECT_API_URL.value():
-        console.print("No PREFECT_API_URL: Prefect starts a server of its own, which takes a moment.", style="dim")
+        console.print(
+            "No PREFECT_API_URL: Prefect starts a server of its own, which takes a moment (make up keeps one running).",
+            style="dim",
+        )
 
 
 def printed(values: dict[str, Any], *, as_json: bool) -> int:

@@ -30,6 +30,8 @@ from overnight.summary import Summary, counted_of, dollars, duration
 
 _LOOK_SECONDS = 0.3
 _SAMPLE_ROWS = 12
+_WIDE = 240
+"""Columns of a table that goes to a file or a pipe, where ids should be whole."""
 _COMPARED_MODEL = ("gpt-4o-mini", "openai")
 
 
@@ -113,10 +115,12 @@ def show_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     if not rows:
         console.print("none")
         return
-    table = Table(*rows[0])
+    table = Table()
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*("–" if value is None else str(value) for value in row.values()))
-    console.print(table)
+    console.print(table, width=None if console.is_terminal else _WIDE)
 
 
 def ask(made: Plan, console: Console) -> int | None:

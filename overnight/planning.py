@@ -80,12 +80,13 @@ def make_plan(
 def _figures(job: Job, build: Build, sent: int, size: int, given: int, made: int | None, cost: float | None,
              source: str, rates: Rates | None) -> list[tuple[str, str]]:  # fmt: skip
     bound = "up to " if made else ""
+    going = f"{counted_of(sent, 'request')} in {counted_of(len(build.shards), 'batch')}"
     rows = [
         ("provider", f"{job.profile.name}, {job.model or 'the models of the requests'}"),
         ("rows", f"{build.rows:,}" + (f", {build.unsendable:,} of them cannot be sent" if build.unsendable else "")),
         ("distinct requests", f"{build.requests:,}"),
         ("answered already or on their way", f"{build.known:,}"),
-        ("to be sent", f"{counted_of(sent, 'request')} in {counted_of(len(build.shards), 'batch')}, {size:,} bytes"),
+        ("to be sent", f"{going}, {size:,} bytes" if sent else "nothing: all is answered, or on its way"),
         ("input tokens", f"about {given:,} (estimated at {BYTES_PER_TOKEN} bytes each)"),
         ("output tokens", "unknown: parameters.max_tokens is not set" if made is None else f"{bound}{made:,}"),
         (

@@ -164,7 +164,7 @@ def _billed(summary: Summary, attempts: Sequence[Attempt]) -> Iterator[tuple[str
     actual = sum((one.batch.usage or {}).get("input_tokens", 0) for one in whole)
     text = f"{used['input_tokens']:,}"
     if estimated and actual:
-        text += f"; of whole batches {actual:,}, {estimated:,} were estimated ({actual / estimated - 1:+.0%})"
+        text += f"; where all was answered: estimated {estimated:,}, was {actual:,} ({actual / estimated - 1:+.0%})"
     yield "input tokens of all attempts", text
     if used["unmetered"]:
         yield "answers whose tokens the provider does not tell", f"{used['unmetered']:,}"

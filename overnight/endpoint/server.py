@@ -180,6 +180,13 @@ def _upstream(settings: Settings) -> Upstream:
     return HttpUpstream(settings.upstream, secret(settings.key_env), settings.line_timeout_seconds)
 
 
+def _announced(data: Path) -> str | None:
+    try:
+        return str(msgspec.json.decode(address_file(data).read_bytes())["url"])
+    except (OSError, msgspec.DecodeError, KeyError, TypeError):
+        return None
+
+
 @contextlib.contextmanager
 def _locked(data: Path) -> Iterator[None]:
     """Hold the data directory; the system lets go of it when the process ends, however it ends."""
@@ -189,7 +196,10 @@ def _locked(data: Path) -> Iterator[None]:
         except BlockingIOError as error:
             lock.seek(0)
             holder = lock.read().strip() or "another process"
-            raise LockedError(f"{data} is in use by {holder}: stop it, or give another --data directory") from error
+            where = f", which serves {url}" if (url := _announced(data)) else ""
+            raise LockedError(
+                f"{data} is in use by {holder}{where}: use that, or give another --data directory"
+            ) from error
         # What a killed server left would send clients to a port that is somebody else's by now.
         address_file(data).unlink(missing_ok=True)
         lock.truncate(0)
