@@ -46,7 +46,8 @@ def finish(run: Run, steps: int = 50) -> Tally:
     """Advances until all requests have their verdict, and joins."""
     for _ in range(steps):
         if all(shard.settled for shard in run.ledger.shards(run.job.name)):
-            return join(run)
+            with leased(run.ledger, run.job.name, PATIENCE):
+                return join(run)
         advance(run)
     raise AssertionError("the job does not end")
 
