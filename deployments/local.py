@@ -22,8 +22,8 @@ from pathlib import Path
 
 from cyclopts import App
 
-from overnight.home import home_path
-from overnight.local import endpoint_environment
+from overnight.providers.local import endpoint_environment
+from overnight.store.home import home_path
 
 ROOT = Path(__file__).parent.parent
 _START_SECONDS = 180.0

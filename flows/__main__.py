@@ -1,4 +1,4 @@
-"""The command line: `overnight`, or `python -m flows`; `python -m flows.run` is `overnight run`."""
+"""The command line: `overnight`, or `python -m flows`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rich.console import Console
 from flows.shell import OK, TOO_MANY_FAILED, announce_server, guarded, printed, under_prefect
 from overnight.endpoint.settings import Settings
 from overnight.errors import JobError
-from overnight.home import JobFolder, home_path, shown
-from overnight.job import Job
-from overnight.jobfile import job_schema, load_job, with_overrides
-from overnight.run import Run
-from overnight.standing import Standing
+from overnight.job.job import Job
+from overnight.job.jobfile import job_schema, load_job, with_overrides
+from overnight.ledger.run import Run
+from overnight.reports.status import JobStatus
+from overnight.store.home import JobFolder, home_path, shown
 
 app = App(
     name="overnight",
@@ -29,36 +29,80 @@ app = App(
     help_on_error=False,
 )
 
-Override = Annotated[
-    list[str] | None,
-    Parameter(
-        name="--set", negative=(), help="A setting over the job file's: key=value, such as limits.max_requests=100."
-    ),
-]
-ProviderOverride = Annotated[
-    list[str] | None,
-    Parameter(name="--set", negative=(), help="A setting of the provider: key=value, such as base_url=http://…/v1."),
-]
-Home = Annotated[str | None, Parameter(help="The folder of runs; else OVERNIGHT_HOME, else data/runs.")]
-Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print one JSON object as the last line of stdout.")]
-Verbose = Annotated[bool, Parameter(negative=(), help="Show Prefect's log lines too.")]
-Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative=(), help="Send without asking, whatever it may cost.")]
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """Options of every command that starts a flow."""
+
+    home: Annotated[str | None, Parameter(help="The folder of runs; else OVERNIGHT_HOME, else data/runs.")] = None
+    json: Annotated[bool, Parameter(negative=(), help="Print one JSON object as the last line of stdout.")] = False
+    verbose: Annotated[bool, Parameter(negative=(), help="Show Prefect's log lines too.")] = False
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True)
+class JobOptions(Common):
+    """Options of a command that reads a job file."""
+
+    overrides: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--set",
+            negative=(),
+            help="A setting over the job file's: key=value, such as limits.max_requests=100.",
+        ),
+    ] = None
+
+    def open(self, job: Path) -> Run:
+        """Reads a job file with its overrides."""
+        return _opened(load_job(job, self.overrides or ()), self.home)
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True)
+class SendOptions(JobOptions):
+    """Options of a command that may send."""
+
+    yes: Annotated[
+        bool, Parameter(name=["--yes", "-y"], negative=(), help="Send without asking, whatever it may cost.")
+    ] = False
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True)
+class ProviderOptions(Common):
+    """Options of a command that looks at an account."""
+
+    overrides: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--set", negative=(), help="A setting of the provider: key=value, such as base_url=http://…/v1."
+        ),
+    ] = None
+
+    def choose(self, provider: str) -> dict[str, Any]:
+        """A provider by its profile's name or a job file, with its overrides."""
+        from tasks.credentials import choose_provider  # noqa: PLC0415 - Prefect takes seconds to import
+
+        chosen = choose_provider(provider).model_dump(mode="json", exclude_unset=True)
+        return with_overrides(chosen, self.overrides or ())
 
 
 @app.command(name="try")
-def try_(*, home: Home = None, json_: Json = False, verbose: Verbose = False) -> int:
+def try_(*, options: Common = Common()) -> int:
     """Run the example job on the embedded model and show the answers: no key, no cost, two minutes."""
     checkout = Path(__file__).parent.parent
     job = load_job(checkout / "data/jobs/reviews.yaml", [f"dataset.path={checkout / 'data/samples/reviews.csv'}"])
 
     def command(console: Console) -> int:
-        return _run(_opened(job, home), console, yes=True, as_json=json_, show=True)
+        return _run(_opened(job, options.home), console, yes=True, as_json=options.json, show=True)
 
-    return under_prefect(command, as_json=json_, verbose=verbose)
+    return under_prefect(command, as_json=options.json, verbose=options.verbose)
 
 
 @app.command
-def plan(job: Path, *, set_: Override = None, home: Home = None, json_: Json = False, verbose: Verbose = False) -> int:
+def plan(job: Path, *, options: JobOptions = JobOptions()) -> int:
     """Show what a job would send and cost, and its first requests; spend nothing.
 
     Args:
@@ -66,21 +110,13 @@ def plan(job: Path, *, set_: Override = None, home: Home = None, json_: Json = F
     """
 
     def command(console: Console) -> int:
-        return _plan(_opened(load_job(job, set_ or ()), home), console, as_json=json_)
+        return _plan(options.open(job), console, as_json=options.json)
 
-    return under_prefect(command, as_json=json_, verbose=verbose)
+    return under_prefect(command, as_json=options.json, verbose=options.verbose)
 
 
 @app.command
-def run(
-    job: Path,
-    *,
-    set_: Override = None,
-    yes: Yes = False,
-    home: Home = None,
-    json_: Json = False,
-    verbose: Verbose = False,
-) -> int:
+def run(job: Path, *, options: SendOptions = SendOptions()) -> int:
     """Run a job to its joined table; run again, it goes on where it was.
 
     Exit code 0: every row has its verdict, and no more rows failed than max_failed_fraction. 2: more did; all files
@@ -91,21 +127,13 @@ def run(
     """
 
     def command(console: Console) -> int:
-        return _run(_opened(load_job(job, set_ or ()), home), console, yes=yes, as_json=json_)
+        return _run(options.open(job), console, yes=options.yes, as_json=options.json)
 
-    return under_prefect(command, as_json=json_, verbose=verbose)
+    return under_prefect(command, as_json=options.json, verbose=options.verbose)
 
 
 @app.command
-def submit(
-    job: Path,
-    *,
-    set_: Override = None,
-    yes: Yes = False,
-    home: Home = None,
-    json_: Json = False,
-    verbose: Verbose = False,
-) -> int:
+def submit(job: Path, *, options: SendOptions = SendOptions()) -> int:
     """Build, validate and send a job, and end; `overnight collect` does the rest.
 
     Args:
@@ -113,19 +141,19 @@ def submit(
     """
 
     def command(console: Console) -> int:
-        opened = _opened(load_job(job, set_ or ()), home)
+        opened = options.open(job)
         from flows.submit import submit_batch  # noqa: PLC0415 - Prefect takes seconds to import
 
-        opened = _approved(_checked(opened), console, yes=yes)
+        opened = _approved(_checked(opened), console, yes=options.yes)
         announce_server(console)
         now = submit_batch(opened.job, home=str(opened.home), approve=True)
-        return _show_standings([now], console, as_json=json_, home=home)
+        return _show_statuses([now], console, options)
 
-    return under_prefect(command, as_json=json_, verbose=verbose)
+    return under_prefect(command, as_json=options.json, verbose=options.verbose)
 
 
 @app.command
-def collect(job: str | None = None, *, home: Home = None, json_: Json = False, verbose: Verbose = False) -> int:
+def collect(job: str | None = None, *, options: Common = Common()) -> int:
     """Look at all open batches once; fetch, parse, send again, and join what is done.
 
     Args:
@@ -137,13 +165,13 @@ def collect(job: str | None = None, *, home: Home = None, json_: Json = False, v
 
         announce_server(console)
         name = load_job(job).name if job and Path(job).suffix in (".yaml", ".yml") else job
-        return _show_standings(collect_batches(name, home), console, as_json=json_, home=home)
+        return _show_statuses(collect_batches(name, options.home), console, options)
 
-    return under_prefect(command, as_json=json_, verbose=verbose)
+    return under_prefect(command, as_json=options.json, verbose=options.verbose)
 
 
 @app.command
-def cancel(job: str, *, home: Home = None, json_: Json = False, verbose: Verbose = False) -> int:
+def cancel(job: str, *, options: Common = Common()) -> int:
     """Cancel a job's batches; keep and join what they answered.
 
     Args:
@@ -154,16 +182,13 @@ def cancel(job: str, *, home: Home = None, json_: Json = False, verbose: Verbose
         from flows.cancel import cancel_batch  # noqa: PLC0415 - Prefect takes seconds to import
 
         announce_server(console)
-        return _show_standings([cancel_batch(job, home)], console, as_json=json_, home=home)
+        return _show_statuses([cancel_batch(job, options.home)], console, options)
 
-    return under_prefect(command, as_json=json_, verbose=verbose)
+    return under_prefect(command, as_json=options.json, verbose=options.verbose)
 
 
 @app.command(name="list")
-def list_(
-    provider: str, *, set_: ProviderOverride = None, limit: int = 100, home: Home = None, json_: Json = False,
-    verbose: Verbose = False,
-) -> int:  # fmt: skip
+def list_(provider: str, *, limit: int = 100, options: ProviderOptions = ProviderOptions()) -> int:
     """List the batches of an account, and which of them are ours.
 
     Args:
@@ -176,15 +201,15 @@ def list_(
         from flows.terminal import show_table  # noqa: PLC0415
 
         announce_server(console)
-        found = [vars(one) for one in list_batches(_provider(provider, set_), limit, home)]
+        found = [vars(one) for one in list_batches(options.choose(provider), limit, options.home)]
         show_table(found, console)
-        return printed({"batches": found}, as_json=json_)
+        return printed({"batches": found}, as_json=options.json)
 
-    return under_prefect(command, as_json=json_, verbose=verbose)
+    return under_prefect(command, as_json=options.json, verbose=options.verbose)
 
 
 @app.command
-def diagnose(batch: str, *, home: Home = None, json_: Json = False, verbose: Verbose = False) -> int:
+def diagnose(batch: str, *, options: Common = Common()) -> int:
     """Tell what went wrong in a batch or a job, with examples and what to do.
 
     Args:
@@ -196,19 +221,23 @@ def diagnose(batch: str, *, home: Home = None, json_: Json = False, verbose: Ver
         from flows.terminal import show_markdown  # noqa: PLC0415
 
         announce_server(console)
-        text = diagnose_batch(batch, home)
+        text = diagnose_batch(batch, options.home)
         show_markdown(text, console)
-        return printed({"diagnosis": text}, as_json=json_)
+        return printed({"diagnosis": text}, as_json=options.json)
 
-    return under_prefect(command, as_json=json_, verbose=verbose)
+    return under_prefect(command, as_json=options.json, verbose=options.verbose)
 
 
 @app.command
 def clean(
-    provider: str, *, set_: ProviderOverride = None, older_than_hours: float = 72, delete: Annotated[bool, Parameter(
-        negative=(), help="Delete; without it, only tell what would be deleted.")] = False,
-    home: Home = None, json_: Json = False, verbose: Verbose = False,
-) -> int:  # fmt: skip
+    provider: str,
+    *,
+    older_than_hours: float = 72,
+    delete: Annotated[
+        bool, Parameter(negative=(), help="Delete; without it, only tell what would be deleted.")
+    ] = False,
+    options: ProviderOptions = ProviderOptions(),
+) -> int:
     """Delete our files at a provider that nobody needs any more, orphans among them.
 
     Args:
@@ -220,20 +249,18 @@ def clean(
         from flows.clean import clean_files  # noqa: PLC0415 - Prefect takes seconds to import
 
         announce_server(console)
-        done = clean_files(_provider(provider, set_), older_than_hours, not delete, home)
+        done = clean_files(options.choose(provider), older_than_hours, not delete, options.home)
         what = f"{done.deleted:,} deleted" if delete else f"{done.deletable:,} can be deleted: --delete does it"
         what = what if done.deletable else "nothing to delete"
         console.print(f"{done.files:,} files, {done.ours:,} of them ours, {done.orphans:,} orphans; {what} "
                       f"({done.bytes:,} bytes)")  # fmt: skip
-        return printed(vars(done), as_json=json_)
+        return printed(vars(done), as_json=options.json)
 
-    return under_prefect(command, as_json=json_, verbose=verbose)
+    return under_prefect(command, as_json=options.json, verbose=options.verbose)
 
 
 @app.command
-def doctor(
-    provider: str, *, set_: ProviderOverride = None, home: Home = None, json_: Json = False, verbose: Verbose = False
-) -> int:
+def doctor(provider: str, *, options: ProviderOptions = ProviderOptions()) -> int:
     """Try whether an endpoint does all that a job needs, call by call; spend nothing.
 
     Exit code 0: a job can run there. 2: it cannot. 1: it could not be tried.
@@ -243,16 +270,16 @@ def doctor(
     """
 
     def command(console: Console) -> int:
-        from flows.doctor import doctor as probe  # noqa: PLC0415 - Prefect takes seconds to import
+        from flows.doctor import doctor as examine  # noqa: PLC0415 - Prefect takes seconds to import
         from flows.terminal import show_markdown  # noqa: PLC0415
 
         announce_server(console)
-        found = probe(_provider(provider, set_), home)
+        found = examine(options.choose(provider), options.home)
         show_markdown(found.text, console)
-        printed({"passed": found.passed, "checks": [one._asdict() for one in found.checks]}, as_json=json_)
+        printed({"passed": found.passed, "checks": [one._asdict() for one in found.checks]}, as_json=options.json)
         return OK if found.passed else TOO_MANY_FAILED
 
-    return under_prefect(command, as_json=json_, verbose=verbose)
+    return under_prefect(command, as_json=options.json, verbose=options.verbose)
 
 
 @app.command
@@ -265,7 +292,7 @@ def endpoint(settings: Annotated[Settings, Parameter(name="*")] = Settings()) ->
 
 
 @app.command
-def webhook(*, host: str = "127.0.0.1", port: int = 8643, home: Home = None) -> int:
+def webhook(*, host: str = "127.0.0.1", port: int = 8643, home: str | None = None) -> int:
     """Receive OpenAI's batch.* webhooks, and collect at once when one arrives.
 
     The secret comes from OPENAI_WEBHOOK_SECRET. Polling goes on as it is: a webhook only makes it sooner.
@@ -273,6 +300,7 @@ def webhook(*, host: str = "127.0.0.1", port: int = 8643, home: Home = None) -> 
     Args:
         host: the address to listen on.
         port: the port; 0 takes a free one.
+        home: the folder of runs; else OVERNIGHT_HOME, else data/runs.
     """
     from flows.webhook import serve  # noqa: PLC0415 - a server's imports are not for every command
 
@@ -318,10 +346,10 @@ def _run(opened: Run, console: Console, *, yes: bool, as_json: bool, show: bool 
 def _plan(opened: Run, console: Console, *, as_json: bool) -> int:
     from flows.plan import plan_batch  # noqa: PLC0415
     from flows.terminal import show_markdown  # noqa: PLC0415
+    from overnight.providers.provider import require_batch_api  # noqa: PLC0415
     from tasks.build import check_run  # noqa: PLC0415
-    from tasks.plan import check_plan  # noqa: PLC0415
 
-    check_plan(opened)
+    require_batch_api(opened.job.profile)
     check_run(opened)
     announce_server(console)
     made = plan_batch(opened.job, home=str(opened.home))
@@ -331,14 +359,14 @@ def _plan(opened: Run, console: Console, *, as_json: bool) -> int:
 
 def _opened(job: Job, home: str | None) -> Run:
     """The run of a job; what it leaves out of its provider, its block gives."""
-    from tasks.connect import open_job  # noqa: PLC0415 - Prefect takes seconds to import
+    from tasks.credentials import open_job  # noqa: PLC0415 - Prefect takes seconds to import
 
     return open_job(job, home=home)
 
 
 def _checked(opened: Run) -> Run:
     """Says what is wrong with a job, its dataset or its provider before Prefect is started."""
-    from overnight.connect import check_address  # noqa: PLC0415 - these take a second to import
+    from overnight.providers.connect import check_address  # noqa: PLC0415 - these take a second to import
     from tasks.build import check_run  # noqa: PLC0415
 
     check_run(opened)
@@ -354,17 +382,17 @@ def _approved(opened: Run, console: Console, *, yes: bool) -> Run:
     """
     if yes or opened.job.limits.approve_above_usd is None:
         return opened
+    from flows.approval import needs_approval  # noqa: PLC0415
+    from flows.plan import plan as made_plan  # noqa: PLC0415
     from flows.terminal import ask  # noqa: PLC0415 - only for jobs that ask
-    from overnight.lease import leased  # noqa: PLC0415
-    from overnight.ledger import ledger_exists  # noqa: PLC0415
-    from tasks.approve import needs_approval  # noqa: PLC0415
-    from tasks.parse import restore_parts  # noqa: PLC0415
-    from tasks.plan import plan  # noqa: PLC0415
+    from overnight.answers.reconcile import restore_parts  # noqa: PLC0415
+    from overnight.ledger.database import ledger_exists  # noqa: PLC0415
+    from overnight.ledger.lease import leased  # noqa: PLC0415
 
     if ledger_exists(opened.home):
         with leased(opened.ledger, opened.job.name):
             restore_parts(opened)
-    made = plan(opened)
+    made = made_plan(opened)
     if not needs_approval(opened.job, made):
         return opened
     if not sys.stdin.isatty():
@@ -373,32 +401,22 @@ def _approved(opened: Run, console: Console, *, yes: bool) -> Run:
     return opened.with_max_rows(rows) if rows else opened
 
 
-def _provider(name: str, overrides: list[str] | None) -> dict[str, Any]:
-    from tasks.connect import choose_provider  # noqa: PLC0415 - Prefect takes seconds to import
+def _show_statuses(statuses: list[JobStatus], console: Console, options: Common) -> int:
+    from flows.terminal import status_line  # noqa: PLC0415 - rich tables are not for every command
 
-    return with_overrides(choose_provider(name).model_dump(mode="json", exclude_unset=True), overrides or ())
-
-
-def _show_standings(standings: list[Standing], console: Console, *, as_json: bool, home: str | None) -> int:
-    from flows.terminal import standing_line  # noqa: PLC0415 - rich tables are not for every command
-
-    for now in standings:
-        console.print(standing_line(now), soft_wrap=True, highlight=False)
-        joined = JobFolder(home_path(home), now.job).joined
+    for now in statuses:
+        console.print(status_line(now), soft_wrap=True, highlight=False)
+        joined = JobFolder(home_path(options.home), now.job).joined
         if now.done and joined.exists():
             console.print(f"  joined  {shown(joined)}", soft_wrap=True, highlight=False)
-    if not standings:
+    if not statuses:
         console.print("no job has anything left to do")
-    return printed({"jobs": [dataclasses.asdict(now) for now in standings]}, as_json=as_json)
+    return printed({"jobs": [dataclasses.asdict(now) for now in statuses]}, as_json=options.json)
 
 
-def main(command: str | None = None) -> None:
-    """Runs the command line.
-
-    Args:
-        command: the subcommand, where the module that was started says it already.
-    """
-    app([command, *sys.argv[1:]] if command else None)
+def main() -> None:
+    """Runs the command line."""
+    app()
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.names import ProviderInput, name_provider_run
-from overnight.home import home_path
-from overnight.local import stop_local_endpoint
-from tasks.connect import choose_provider
-from tasks.manage import Cleaned, clean_account
+from overnight.providers.local import stop_local_endpoint
+from overnight.store.home import home_path
+from tasks.account import Cleaned, clean_account
+from tasks.credentials import choose_provider
 
 
 @flow(name="clean_files", flow_run_name=name_provider_run, validate_parameters=False)
@@ -31,9 +31,3 @@ def clean_files(
         return clean_account(choose_provider(provider), folder, older_than_hours, dry_run=dry_run)
     finally:
         stop_local_endpoint(folder)
-
-
-if __name__ == "__main__":
-    from flows.__main__ import main
-
-    main("clean")

@@ -11,15 +11,15 @@ import time
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.course import Course
 from flows.names import name_sweep
+from flows.pipeline import Pipeline
 from overnight.errors import JobBusy, OvernightError
-from overnight.home import home_path
-from overnight.ledger import Ledger, ledger_exists
-from overnight.local import serves, stop_local_endpoint
-from overnight.queue import submitted_batches
-from overnight.run import recorded_run
-from overnight.standing import Standing, standing_of
+from overnight.ledger.database import Ledger, ledger_exists
+from overnight.ledger.run import recorded_run
+from overnight.limits.queue import submitted_batches
+from overnight.providers.local import serves, stop_local_endpoint
+from overnight.reports.status import JobStatus, status_of
+from overnight.store.home import home_path
 
 _BUSY_SECONDS = 5.0
 _EMBEDDED_SECONDS = 600.0
@@ -31,7 +31,7 @@ logger = logging.getLogger("overnight.collect")
     flow_run_name=name_sweep,
     task_runner=ThreadPoolTaskRunner(max_workers=4),  # type: ignore[arg-type]  # Prefect's own; generics do not fit
 )
-def collect_batches(job: str | None = None, home: str | None = None) -> list[Standing]:
+def collect_batches(job: str | None = None, home: str | None = None) -> list[JobStatus]:
     """Polls, fetches, parses, sends again, releases held shards, and joins what is done.
 
     Args:
@@ -46,15 +46,15 @@ def collect_batches(job: str | None = None, home: str | None = None) -> list[Sta
     """
     folder = home_path(home)
     names = [job] if job else Ledger.of(folder).jobs() if ledger_exists(folder) else []
-    standings: list[Standing] = []
+    statuses: list[JobStatus] = []
     failures: list[Exception] = []
     try:
         for name in names:
             try:
-                course = Course(run := recorded_run(name, folder), run.ledger.job(name))
-                if not done(course):
-                    sweep(course)
-                    standings.append(standing_of(course.run))
+                pipeline = Pipeline(run := recorded_run(name, folder), run.ledger.job(name))
+                if not done(pipeline):
+                    sweep(pipeline)
+                    statuses.append(status_of(pipeline.run))
             except JobBusy as busy:
                 logger.info("%s: %s; left to it", name, busy)
             except (OvernightError, OSError) as error:
@@ -65,41 +65,35 @@ def collect_batches(job: str | None = None, home: str | None = None) -> list[Sta
         stop_local_endpoint(folder)
     if failures:
         raise failures[0]
-    return standings
+    return statuses
 
 
-def done(course: Course) -> bool:
+def done(pipeline: Pipeline) -> bool:
     """Whether a job has nothing left to do: every request is settled, and the joined table holds the answers."""
-    record = course.run.ledger.job(course.run.job.name)
-    return course.settled and record is not None and record.joined_at is not None
+    record = pipeline.run.ledger.job(pipeline.run.job.name)
+    return pipeline.settled and record is not None and record.joined_at is not None
 
 
-def sweep(course: Course) -> None:
+def sweep(pipeline: Pipeline) -> None:
     """One step of a job.
 
     Raises:
         OvernightError: what stopped it.
     """
     started = time.monotonic()
-    if submitted(course):
-        course.wait(0.0)
-    if serves(course.run.home) and submitted(course):
-        course.wait(_EMBEDDED_SECONDS)  # the embedded endpoint ends with this run: it is given the time
-    with course.lease(_BUSY_SECONDS) as owner:
-        failure = course.collect()
-        failure = course.submit(owner) or failure
-    if course.settled:
-        course.finish(started)
+    if submitted(pipeline):
+        pipeline.wait(0.0)
+    if serves(pipeline.run.home) and submitted(pipeline):
+        pipeline.wait(_EMBEDDED_SECONDS)  # the embedded endpoint ends with this run: it is given the time
+    with pipeline.lease(_BUSY_SECONDS) as owner:
+        failure = pipeline.collect()
+        failure = pipeline.submit(owner) or failure
+    if pipeline.settled:
+        pipeline.finish(started)
     if failure:
         raise failure
 
 
-def submitted(course: Course) -> bool:
+def submitted(pipeline: Pipeline) -> bool:
     """Whether a job has batches to look at."""
-    return bool(submitted_batches(course.run.ledger.shards(course.run.job.name)))
-
-
-if __name__ == "__main__":
-    from flows.__main__ import main
-
-    main("collect")
+    return bool(submitted_batches(pipeline.run.ledger.shards(pipeline.run.job.name)))

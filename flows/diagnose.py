@@ -5,8 +5,8 @@ from __future__ import annotations
 from prefect import flow
 from prefect.runtime import flow_run
 
-from overnight.home import home_path
-from tasks.manage import diagnose
+from overnight.store.home import home_path
+from tasks.account import diagnose
 
 
 def _name() -> str:
@@ -25,9 +25,3 @@ def diagnose_batch(batch: str, home: str | None = None) -> str:
         JobError: the ledger knows neither.
     """
     return diagnose(batch, home_path(home))
-
-
-if __name__ == "__main__":
-    from flows.__main__ import main
-
-    main("diagnose")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.names import ProviderInput, name_provider_run
-from overnight.home import home_path
-from overnight.local import stop_local_endpoint
-from tasks.connect import choose_provider
-from tasks.probe import Diagnosis, probe_provider
+from overnight.providers.local import stop_local_endpoint
+from overnight.store.home import home_path
+from tasks.credentials import choose_provider
+from tasks.doctor import Diagnosis, examine
 
 
 @flow(name="doctor", flow_run_name=name_provider_run, validate_parameters=False)
@@ -24,12 +24,6 @@ def doctor(provider: ProviderInput, home: str | None = None) -> Diagnosis:
     """
     folder = home_path(home)
     try:
-        return probe_provider(choose_provider(provider), folder)
+        return examine(choose_provider(provider), folder)
     finally:
         stop_local_endpoint(folder)
-
-
-if __name__ == "__main__":
-    from flows.__main__ import main
-
-    main("doctor")

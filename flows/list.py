@@ -5,10 +5,10 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.names import ProviderInput, name_provider_run
-from overnight.home import home_path
-from overnight.local import stop_local_endpoint
-from tasks.connect import choose_provider
-from tasks.manage import ListedBatch, list_account
+from overnight.providers.local import stop_local_endpoint
+from overnight.store.home import home_path
+from tasks.account import ListedBatch, list_account
+from tasks.credentials import choose_provider
 
 
 @flow(name="list_batches", flow_run_name=name_provider_run, validate_parameters=False)
@@ -28,9 +28,3 @@ def list_batches(provider: ProviderInput, limit: int = 100, home: str | None = N
         return list_account(choose_provider(provider), folder, limit)
     finally:
         stop_local_endpoint(folder)
-
-
-if __name__ == "__main__":
-    from flows.__main__ import main
-
-    main("list")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 from prefect.client.orchestration import get_client
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from pydantic import Field
 
-from overnight.job import Job, ProviderChoice
-from overnight.run import Run
+from overnight.job.job import Job, ProviderChoice
+from overnight.ledger.run import Run
 
 JobFile = Annotated[str, Field(title="job file or name", description="The path of a job file on the worker's machine.")]
 ProviderName = Annotated[
@@ -72,3 +72,8 @@ def label_run(run: Run) -> None:
             client.update_flow_run(flow_run.id, name=name, tags=sorted(tags))
     except httpx.HTTPError as error:
         logger.warning("the run cannot be named on Prefect's page: %s", error)
+
+
+def in_deployment() -> bool:
+    """Whether the current flow run is one of a deployment, which has a page and somebody who looks at its alerts."""
+    return deployment.id is not None

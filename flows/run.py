@@ -8,22 +8,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
-
-from flows.course import PATIENCE, Course, as_result
-from flows.names import JobInput, label_run, name_run
-from overnight.local import stop_local_endpoint
-from overnight.summary import Summary
-from tasks.connect import open_job
+from flows.names import JobInput, label_run
+from flows.pipeline import PATIENCE, Pipeline, as_result, job_flow
+from overnight.reports.summary import Summary
+from tasks.credentials import open_job
 
 
-@flow(
-    name="run_batch",
-    flow_run_name=name_run,
-    validate_parameters=False,
-    task_runner=ThreadPoolTaskRunner(max_workers=4),  # type: ignore[arg-type]  # Prefect's own; generics do not fit
-)
+@job_flow("run_batch")
 def run_batch(job: JobInput, dataset: Any = None, home: str | None = None, approve: bool = False) -> Summary:
     """Runs a job: build → validate → submit → wait → fetch → parse → join → report.
 
@@ -40,34 +31,26 @@ def run_batch(job: JobInput, dataset: Any = None, home: str | None = None, appro
     Raises:
         OvernightError: the job could not be run; says what to mend.
     """
-    started, course = time.monotonic(), Course(open_job(job, dataset, home))
-    try:
-        course.prepare(approve=approve)
-        go_on(course)
-        return as_result(course.finish(started))
-    finally:
-        stop_local_endpoint(course.run.home)
+    started = time.monotonic()
+    with Pipeline(open_job(job, dataset, home)) as pipeline:
+        pipeline.prepare(approve=approve)
+        go_on(pipeline)
+        return as_result(pipeline.finish(started))
 
 
-def go_on(course: Course) -> None:
-    """Takes a course through submit, wait, fetch and parse until every request is settled.
+def go_on(pipeline: Pipeline) -> None:
+    """Takes a pipeline through submit, wait, fetch and parse until every request is settled.
 
     Raises:
         Exception: what stopped a submission or a collection, once nothing is at the provider any more.
     """
     failure: Exception | None = None
-    while not course.settled:
-        with course.lease() as owner:
-            failure = failure or course.submit(owner)
-        label_run(course.run)
-        if failure and not course.run.at_provider():
+    while not pipeline.settled:
+        with pipeline.lease() as owner:
+            failure = failure or pipeline.submit(owner)
+        label_run(pipeline.run)
+        if failure and not pipeline.run.at_provider():
             raise failure
-        course.wait(PATIENCE, only_ends=failure is not None)
-        with course.lease():
-            failure = course.collect() or failure
-
-
-if __name__ == "__main__":
-    from flows.__main__ import main
-
-    main("run")
+        pipeline.wait(PATIENCE, only_ends=failure is not None)
+        with pipeline.lease():
+            failure = pipeline.collect() or failure

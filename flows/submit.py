@@ -7,23 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
-
-from flows.course import Course
-from flows.names import JobInput, label_run, name_run
-from overnight.local import stop_local_endpoint
-from overnight.standing import Standing, standing_of
-from tasks.connect import open_job
+from flows.names import JobInput, label_run
+from flows.pipeline import Pipeline, job_flow
+from overnight.reports.status import JobStatus, status_of
+from tasks.credentials import open_job
 
 
-@flow(
-    name="submit_batch",
-    flow_run_name=name_run,
-    validate_parameters=False,
-    task_runner=ThreadPoolTaskRunner(max_workers=4),  # type: ignore[arg-type]  # Prefect's own; generics do not fit
-)
-def submit_batch(job: JobInput, dataset: Any = None, home: str | None = None, approve: bool = False) -> Standing:
+@job_flow("submit_batch")
+def submit_batch(job: JobInput, dataset: Any = None, home: str | None = None, approve: bool = False) -> JobStatus:
     """Builds, validates, and submits what the provider's queue takes: build → validate → submit.
 
     Args:
@@ -35,20 +26,11 @@ def submit_batch(job: JobInput, dataset: Any = None, home: str | None = None, ap
     Raises:
         OvernightError: the job could not be submitted; says what to mend.
     """
-    course = Course(open_job(job, dataset, home))
-    try:
-        course.prepare(approve=approve)
-        with course.lease() as owner:
-            failure = course.submit(owner)
-        label_run(course.run)
+    with Pipeline(open_job(job, dataset, home)) as pipeline:
+        pipeline.prepare(approve=approve)
+        with pipeline.lease() as owner:
+            failure = pipeline.submit(owner)
+        label_run(pipeline.run)
         if failure:
             raise failure
-        return standing_of(course.run)
-    finally:
-        stop_local_endpoint(course.run.home)
-
-
-if __name__ == "__main__":
-    from flows.__main__ import main
-
-    main("submit")
+        return status_of(pipeline.run)

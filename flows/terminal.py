@@ -19,14 +19,15 @@ from rich.prompt import Prompt
 from rich.table import Table
 
 from overnight.errors import JobError
-from overnight.home import shown
-from overnight.job import Job
-from overnight.parquet import read_batches
-from overnight.planning import Plan
-from overnight.prices import listed_rates
-from overnight.run import Run
-from overnight.standing import Standing, standing
-from overnight.summary import Summary, counted_of, dollars, duration
+from overnight.job.job import Job
+from overnight.ledger.run import Run
+from overnight.limits.prices import listed_rates
+from overnight.reports.plan import Plan
+from overnight.reports.status import JobStatus, job_status
+from overnight.reports.summary import Summary
+from overnight.store.home import shown
+from overnight.store.parquet import read_batches
+from overnight.text import counted_of, dollars, duration
 
 _LOOK_SECONDS = 0.3
 _SAMPLE_ROWS = 12
@@ -35,7 +36,7 @@ _WIDE = 240
 _COMPARED_MODEL = ("gpt-4o-mini", "openai")
 
 
-def standing_text(now: Standing) -> str:
+def status_text(now: JobStatus) -> str:
     """How far a run is, in a few words."""
     if now.done:
         return "joining the answers"
@@ -74,8 +75,8 @@ def _watch(run: Run, bars: Progress, bar: Any, ended: threading.Event) -> None:
     while not ended.wait(_LOOK_SECONDS):
         record = run.ledger.job(run.job.name)
         if record is not None and record.built_at >= started:
-            now = standing(run.job.name, run.ledger.shards(run.job.name), record.requests, record.stopped)
-            bars.update(bar, description=standing_text(now), completed=now.answered, total=now.requests)
+            now = job_status(run.job.name, run.ledger.shards(run.job.name), record.requests, record.stopped)
+            bars.update(bar, description=status_text(now), completed=now.answered, total=now.requests)
 
 
 def configure_logging(console: Console, *, verbose: bool) -> None:
@@ -93,13 +94,13 @@ def configure_logging(console: Console, *, verbose: bool) -> None:
         ours.addHandler(lines)
 
 
-def standing_line(now: Standing) -> str:
+def status_line(now: JobStatus) -> str:
     """How far a job is, in a line."""
     if now.stopped and now.done:
         return f"{now.job}: stopped: {now.stopped}; its answers are joined"
     if now.done:
         return f"{now.job}: done, {counted_of(now.requests, 'request')}"
-    return f"{now.job}: {now.answered:,} of {now.requests:,} requests answered, {standing_text(now)}"
+    return f"{now.job}: {now.answered:,} of {now.requests:,} requests answered, {status_text(now)}"
 
 
 def show_markdown(text: str, console: Console) -> None:

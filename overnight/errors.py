@@ -33,6 +33,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 SHOWN_PROBLEMS = 20
+MOST_PROBLEMS = 1000
+"""Where the search for more problems ends: a file that is wrong throughout has one in each line."""
 
 
 class Problem(NamedTuple):

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import shutil
-from itertools import count
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.budget import check_budget
-from overnight.canary import last_canary
-from overnight.dataset import Rows
-from overnight.errors import DatasetError, HomeError, InvalidRequests, JobError, LedgerError, NoBatchApi, Problem
-from overnight.files import disk_errors
-from overnight.home import JobFolder
-from overnight.ids import IdSet, Mask, id_hashes
-from overnight.job import Job, Raw
-from overnight.ledger import Ledger, ledger_exists
-from overnight.parquet import TableWriter, write_parquet
-from overnight.prompt import answer_of, definition_of, url_of
-from overnight.records import Shard
-from overnight.requests import Requests, request_source
-from overnight.results import result_parts, settled_ids
-from overnight.run import Build, Run
-from overnight.shards import Kind, ShardWriter
-from overnight.tables import ROWS, joined_schema
-from overnight.wire import custom_ids
-from tasks.parse import restore_parts
-
-_MOST_PROBLEMS = 1000
+from overnight.answers.reconcile import restore_parts
+from overnight.answers.results import result_parts, settled_ids
+from overnight.errors import DatasetError, HomeError, JobError, LedgerError, NoBatchApi
+from overnight.job.job import Job
+from overnight.job.prompt import answer_of, definition_of, url_of
+from overnight.ledger.builder import Build, Builder
+from overnight.ledger.database import Ledger, ledger_exists
+from overnight.ledger.records import Shard
+from overnight.ledger.run import Run
+from overnight.limits.budget import check_budget
+from overnight.limits.canary import last_canary
+from overnight.rows.dataset import Rows
+from overnight.rows.ids import IdSet
+from overnight.rows.lines import custom_ids
+from overnight.rows.requests import request_source
+from overnight.rows.tables import joined_schema
+from overnight.store.files import disk_errors
+from overnight.store.home import JobFolder
 
 
 def check_job(job: Job, rows: Rows) -> None:
@@ -45,7 +39,7 @@ def check_job(job: Job, rows: Rows) -> None:
         JobError: a column of the dataset has the name of one to be added, or `report.compare` names none.
     """
     url, profile = url_of(job), job.profile
-    if url not in profile.endpoints and not (isinstance(job.task, Raw) and job.task.body is None):
+    if url not in profile.endpoints and not job.is_request_file:
         there = ", ".join(profile.endpoints)
         raise NoBatchApi(f"{profile.name} has no batches for {url}, which task.kind {job.task.kind!r} needs; "
                          f"it has: {there}")  # fmt: skip
@@ -78,7 +72,7 @@ def check_columns(schema: pa.Schema, batch: pa.RecordBatch) -> None:
             raise DatasetError(f"column {name!r} ({kind}) cannot be kept in Parquet: {error}; leave it out") from None
 
 
-def known_requests(job: Job, folder: JobFolder, ledger: Ledger, superseded: set[int]) -> IdSet:
+def known_ids(job: Job, folder: JobFolder, ledger: Ledger, superseded: set[int]) -> IdSet:
     """The requests that are not to be sent: answered for good, or in a shard that is not settled."""
     known = IdSet()
     shards = ledger.shards(job.name)
@@ -105,15 +99,11 @@ def request_file(folder: JobFolder, shard: Shard) -> Path:
 def sent_lines(job: Job, folder: JobFolder) -> IdSet:
     """Hashes of all lines of a batch JSONL file that were ever sent: an id of it has one body for ever."""
     lines = IdSet()
-    if _is_raw_file(job):
+    if job.is_request_file:
         for path in sorted(folder.requests.glob("*.jsonl")):
             with path.open("rb") as stream:
                 lines.add_all(stream)
     return lines
-
-
-def _is_raw_file(job: Job) -> bool:
-    return isinstance(job.task, Raw) and job.task.body is None
 
 
 def superseded_shards(job: Job, ledger: Ledger) -> set[int]:
@@ -130,7 +120,7 @@ def superseded_shards(job: Job, ledger: Ledger) -> set[int]:
     }
 
 
-def canary_rows(job: Job, ledger: Ledger, superseded: set[int]) -> int | None:
+def canary_size(job: Job, ledger: Ledger, superseded: set[int]) -> int | None:
     """How many requests have to be tried before the others; None where a canary of this definition was well."""
     record = ledger.job(job.name)
     if job.limits.canary_rows is None or record is None or record.definition != definition_of(job):
@@ -138,121 +128,6 @@ def canary_rows(job: Job, ledger: Ledger, superseded: set[int]) -> int | None:
     canary = last_canary(job, [shard for shard in ledger.shards(job.name) if shard.id not in superseded])
     well = canary is not None and (canary.open or canary.tried) and not canary.fault
     return None if well else job.limits.canary_rows
-
-
-class Builder:
-    """Streams rows into the staging folder."""
-
-    def __init__(
-        self, job: Job, staging: Path, known: IdSet, sent: IdSet, round_: int, canary_rows: int | None
-    ) -> None:
-        self._job, self._staging, self._round, self._sent = job, staging, round_, sent
-        self._known, self._seen, self._keys = known, IdSet(), IdSet()
-        self._numbers, self._canary_rows = count(), canary_rows
-        self._writers: dict[Kind, ShardWriter] = {}
-        self._problems: list[Problem] = []
-        self._rows = self._unsendable = self._requests = self._skipped = 0
-
-    def build(self, rows: Rows) -> Build:
-        """Reads all rows once.
-
-        Raises:
-            DatasetError: a key is null or stands twice.
-            InvalidRequests: raw requests break rules; all are listed.
-        """
-        try:
-            return self._build(rows)
-        finally:
-            for writer in self._writers.values():
-                writer.discard()
-
-    def _build(self, rows: Rows) -> Build:
-        source = request_source(self._job, rows.schema)
-        about = {"fingerprint": rows.fingerprint}
-        with write_parquet(self._staging / "rows.parquet", ROWS.with_metadata(about)) as table:
-            for batch in rows.batches():
-                self._check_keys(batch)
-                self._take(source(batch, self._rows), batch.num_rows, table)
-                if len(self._problems) > _MOST_PROBLEMS:
-                    break
-        if self._problems:
-            raise InvalidRequests(f"{self._job.dataset.path} cannot be sent as it is:", self._problems)
-        shards = [shard for writer in self._writers.values() for shard in writer.finish()]
-        return Build(self._rows, self._unsendable, self._requests, self._skipped, rows.fingerprint,
-                     tuple(sorted(shards, key=lambda shard: shard.number)))  # fmt: skip
-
-    def _take(self, requests: Requests, rows: int, table: TableWriter) -> None:
-        self._problems += requests.problems
-        ids = requests.ids
-        sendable = np.ones(rows, dtype=np.bool_)
-        sendable[list(requests.errors)] = False
-        hashes = id_hashes(ids)
-        new = np.zeros(rows, dtype=np.bool_)
-        new[sendable] = self._seen.add(hashes[sendable])
-        if _is_raw_file(self._job) and not requests.problems:
-            self._refuse(ids, sendable & ~new, "stands twice")
-            changed = self._known.contains(hashes) & ~self._sent.contains(id_hashes(requests.lines))
-            self._refuse(ids, changed, "was sent with another body before: give it another id, or the job another name")
-        fresh = new & ~self._known.contains(hashes)
-        self._requests += int(new.sum())
-        self._skipped += int(new.sum() - fresh.sum())
-        self._unsendable += len(requests.errors)
-        self._send(requests, fresh)
-        table.write(_row_map(self._rows, ids, requests.errors))
-        self._rows += rows
-
-    def _send(self, requests: Requests, fresh: Mask) -> None:
-        at = np.flatnonzero(fresh).tolist()
-        if isinstance(requests.kinds, Kind):
-            self._writer(requests.kinds).write(
-                [requests.lines[one] for one in at] if len(at) < len(fresh) else requests.lines
-            )
-        else:
-            for one in at:
-                self._writer(requests.kinds[one]).write([requests.lines[one]])
-
-    def _writer(self, kind: Kind) -> ShardWriter:
-        if kind not in self._writers:
-            first = None if self._writers else self._canary_rows
-            self._writers[kind] = ShardWriter(
-                self._staging, self._round, self._numbers, self._job.profile, kind, first=first
-            )
-        return self._writers[kind]
-
-    def _refuse(self, ids: list[str], at: Mask, why: str) -> None:
-        for position in np.flatnonzero(at).tolist():
-            where = f"{self._job.dataset.path}, request {self._rows + position + 1}"
-            self._problems.append(Problem(where, f"custom_id {ids[position]!r} {why}"))
-
-    def _check_keys(self, batch: pa.RecordBatch) -> None:
-        if not (key := list(self._job.dataset.key)):
-            return
-        values = [tuple(row.values()) for row in batch.select(key).to_pylist()]
-        new = self._keys.add(id_hashes([repr(value) for value in values]))
-        bad = [at for at, value in enumerate(values) if not new[at] or None in value]
-        if bad:
-            raise DatasetError(
-                f"dataset.key ({', '.join(key)}) has to name each row once:",
-                [Problem(f"row {self._rows + at + 1}", _key_problem(key, values[at])) for at in bad],
-            )
-
-
-def _key_problem(key: list[str], value: tuple[Any, ...]) -> str:
-    shown = ", ".join(f"{name}={part!r}" for name, part in zip(key, value, strict=True))
-    return f"{shown} is null" if None in value else f"{shown} stands in an earlier row too"
-
-
-def _row_map(first: int, ids: list[str], errors: dict[int, tuple[str, str]]) -> pa.RecordBatch:
-    codes = [errors[at][0] if at in errors else None for at in range(len(ids))] if errors else None
-    messages = [errors[at][1] if at in errors else None for at in range(len(ids))] if errors else None
-    sent = [None if at in errors else one for at, one in enumerate(ids)] if errors else ids
-    columns = [
-        pa.array(np.arange(first, first + len(ids), dtype=np.int64)),
-        pa.array(sent, pa.string()),
-        pa.nulls(len(ids), pa.string()) if codes is None else pa.array(codes, pa.string()),
-        pa.nulls(len(ids), pa.string()) if messages is None else pa.array(messages, pa.string()),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=ROWS)
 
 
 def check_definition(job: Job, ledger: Ledger) -> None:
@@ -289,8 +164,8 @@ def build_into(staging: Path, run: Run) -> Build:
     job, folder, ledger = run.job, run.folder, run.ledger
     rows = check_run(run)
     superseded = superseded_shards(job, ledger)
-    known = known_requests(job, folder, ledger, superseded)
-    canary = canary_rows(job, ledger, superseded)
+    known = known_ids(job, folder, ledger, superseded)
+    canary = canary_size(job, ledger, superseded)
     builder = Builder(job, staging, known, sent_lines(job, folder), ledger.next_round(job.name), canary)
     build = builder.build(rows)
     return msgspec.structs.replace(build, superseded=tuple(sorted(superseded)))

@@ -1,4 +1,4 @@
-"""cancel: sends nothing more of a job, and asks the provider to cancel what is open."""
+"""cancel: asks the provider to cancel a job's open batches."""
 
 from __future__ import annotations
 
@@ -8,37 +8,44 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from overnight.errors import NotFound, ProviderError, Transient
-from overnight.queue import submitted_batches
-from overnight.run import Run
-from overnight.states import State
-from tasks.connect import provider_of
-from tasks.submit import submit
+from overnight.ledger.records import Shard
+from overnight.ledger.run import Run
+from overnight.ledger.states import State
+from overnight.limits.queue import submitted_batches
+from tasks.credentials import provider_of
 
 REASON = "the job was cancelled"
+"""Why nothing more of a cancelled job is sent, as its table and report say it."""
 logger = logging.getLogger("overnight.cancel")
 
 
-@task(name="cancel", task_run_name="cancel", cache_policy=NO_CACHE)
-def cancel_batches(run: Run, owner: str) -> int:
-    """Stops a job and cancels its open batches; returns how many were asked to end.
+def stop_sending(run: Run) -> list[Shard]:
+    """Sends nothing more of a job; returns the shards whose create call got no reply: they may have a batch."""
+    ledger, name = run.ledger, run.job.name
+    if any(not shard.settled for shard in ledger.shards(name)):
+        ledger.stop(name, REASON)
+    return [
+        shard
+        for shard in ledger.shards(name)
+        if shard.open_batch is not None and shard.open_batch.state in (State.CREATING, State.UNKNOWN)
+    ]
 
-    A create whose reply was lost is looked for first: what it made is cancelled, and nothing is created again. What
-    cannot be cancelled now is looked at until it has ended all the same.
+
+@task(name="cancel", task_run_name="cancel", cache_policy=NO_CACHE)
+def cancel_batches(run: Run) -> int:
+    """Cancels a job's open batches; returns how many were asked to end.
+
+    What cannot be cancelled now is looked at until it has ended all the same.
 
     Raises:
-        Unauthorized: the key is not good.
+        ProviderError: the provider refuses to be asked.
     """
-    ledger, asked = run.ledger, 0
-    if all(shard.settled for shard in ledger.shards(run.job.name)):
-        return 0
-    ledger.stop(run.job.name, REASON)
-    if all(shard.settled for shard in ledger.shards(run.job.name)):
+    asked = 0
+    batches = submitted_batches(run.ledger.shards(run.job.name))
+    if not batches:
         return 0
     with provider_of(run) as provider:
-        for shard in ledger.shards(run.job.name):
-            if shard.open_batch is not None and shard.open_batch.state in (State.CREATING, State.UNKNOWN):
-                submit(run, provider, shard, owner)
-        for batch in submitted_batches(ledger.shards(run.job.name)):
+        for batch in batches:
             if batch.status == "cancelling" or batch.batch_id is None:
                 continue
             try:

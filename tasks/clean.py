@@ -9,11 +9,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from overnight.errors import ProviderError, Transient
-from overnight.provider import Provider
-from overnight.records import Batch, Shard
-from overnight.run import Run
-from tasks.connect import provider_of
-from tasks.submit import file_name
+from overnight.ledger.records import Batch, Shard
+from overnight.ledger.run import Run
+from overnight.providers.adoption import upload_name
+from overnight.providers.provider import Provider
+from tasks.credentials import provider_of
 
 logger = logging.getLogger("overnight.clean")
 
@@ -38,7 +38,7 @@ def clean(run: Run, provider: Provider) -> int:
     batches = cleanable(run.ledger.shards(run.job.name))
     uploads = provider.files() if batches else []
     for batch in batches:
-        again = [file.id for file in uploads if file.name == file_name(batch)]  # uploads whose reply was lost
+        again = [file.id for file in uploads if file.name == upload_name(batch)]  # uploads whose reply was lost
         try:
             for file_id in {*files_of(batch), *again}:
                 provider.delete(file_id)

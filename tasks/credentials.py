@@ -1,14 +1,24 @@
-"""credentials: the Prefect block that holds a provider's key. The one place where a key is kept."""
+"""credentials: the Prefect block that holds a provider's key, and from a job to its provider with that key.
+
+Not a step: flows and steps call it. The block is the one place where a key is kept.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
 from overnight.errors import Unauthorized
-from overnight.profiles import profile_names
+from overnight.job.job import Job, ProviderChoice
+from overnight.job.jobfile import load_job, read_provider
+from overnight.job.profiles import Profile, profile_names
+from overnight.ledger.run import Run, open_run, recorded_run
+from overnight.providers.connect import connect
+from overnight.providers.provider import Provider
 
 
 class BatchProvider(Block):
@@ -48,3 +58,79 @@ def load_credentials(name: str) -> BatchProvider:
 def register_blocks() -> None:
     """Registers the block type with the Prefect server, so that its page has a form for it."""
     BatchProvider.register_type_and_schema()
+
+
+def open_job(job: Any, dataset: Any = None, home: str | None = None) -> Run:
+    """Reads a job as flows take it; what it leaves out of its provider, its block gives.
+
+    Raises:
+        OvernightError: as `overnight.run.open_run` does.
+        Unauthorized: there is no block of the name that the job gives.
+    """
+    read = load_job(job)
+    if (name := read.provider.credentials) is not None:
+        read = read.model_copy(update={"provider": with_account(read.provider, load_credentials(name))})
+    return open_run(read, dataset, home)
+
+
+def with_account(choice: ProviderChoice, block: BatchProvider) -> ProviderChoice:
+    """A provider filled up from a block; what it says itself stays."""
+    given = {"profile": block.profile, "base_url": block.base_url}
+    return choice.model_copy(
+        update={name: value for name, value in given.items() if value and name not in choice.model_fields_set}
+    )
+
+
+def find_job(job: Any, home: str | None = None) -> Run:
+    """A job that was built before, by its name, its fields or its file; as the ledger has it.
+
+    Raises:
+        JobError: it was not built in this home.
+    """
+    if isinstance(job, Job | Mapping) or (isinstance(job, str) and Path(job).suffix in (".yaml", ".yml", ".json")):
+        return recorded_run(load_job(job).name, home)
+    return recorded_run(str(job), home)
+
+
+def provider_of(run: Run) -> Provider:
+    """Makes a run's provider; use it in a `with`.
+
+    Raises:
+        Unauthorized: there is no block of the name that the job gives, or no key in the environment.
+        OvernightError: as `overnight.connect.connect` does.
+    """
+    return _connected(run.job.profile, run.home, run.job.provider.credentials)
+
+
+def choose_provider(provider: ProviderChoice | Mapping[str, Any] | str) -> ProviderChoice:
+    """A provider as the management flows take it: its settings, a profile's name, or a job file that names it.
+
+    Raises:
+        JobError: the name is not known, or the file cannot be read.
+    """
+    if isinstance(provider, ProviderChoice):
+        return provider
+    if isinstance(provider, Mapping):
+        return read_provider(provider)
+    if Path(provider).suffix in (".yaml", ".yml", ".json"):
+        return load_job(provider).provider
+    return read_provider({"profile": provider})
+
+
+def open_provider(choice: ProviderChoice, home: Path) -> Provider:
+    """Makes a provider; use it in a `with`.
+
+    Raises:
+        OvernightError: as `provider_of` does.
+    """
+    if choice.credentials is None:
+        return _connected(choice.as_profile, home, None)
+    block = load_credentials(choice.credentials)
+    return _connected(with_account(choice, block).as_profile, home, choice.credentials)
+
+
+def _connected(profile: Profile, home: Path, credentials: str | None) -> Provider:
+    if credentials is None:
+        return connect(profile, home)
+    block = load_credentials(credentials)
+    return connect(profile, home, block.api_key.get_secret_value(), block.organization, block.project)

@@ -12,19 +12,19 @@ import pyarrow.compute as pc
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.answers import Answer
-from overnight.dataset import Rows
+from overnight.answers.results import Found, ResultIndex, ResultReader, result_parts, result_schema, unmetered
 from overnight.errors import DatasetError, LedgerError, Unreconciled
-from overnight.ids import IdSet, Mask, id_hashes
-from overnight.job import Job
-from overnight.parquet import open_parquet, read_batches, write_parquet
-from overnight.prices import Rates, job_rates
-from overnight.prompt import answer_of
-from overnight.results import Found, ResultIndex, ResultReader, result_parts, result_schema, unmetered
-from overnight.run import Run
-from overnight.samples import Reservoir, input_columns, samples_text
-from overnight.summary import Tally
-from overnight.tables import ROWS, joined_schema
+from overnight.job.answer import Answer
+from overnight.job.job import Job
+from overnight.job.prompt import answer_of
+from overnight.ledger.run import Run
+from overnight.limits.prices import Rates, job_rates
+from overnight.reports.summary import Tally
+from overnight.rows.dataset import Rows
+from overnight.rows.ids import IdSet, Mask, id_hashes
+from overnight.rows.samples import Reservoir, input_columns, samples_text
+from overnight.rows.tables import ROWS, joined_schema
+from overnight.store.parquet import open_parquet, read_batches, write_parquet
 
 
 def check_rows(run: Run) -> Rows:

@@ -1,9 +1,8 @@
-"""plan: what a job would send and cost. Nothing is sent, and the job's folder is not touched."""
+"""plan: what a build would send and cost. Nothing is sent, and the job's folder is not touched."""
 
 from __future__ import annotations
 
 import json
-import tempfile
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,43 +11,15 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from overnight.budget import spending
-from overnight.errors import InvalidRequests, NoBatchApi
-from overnight.hours import endpoint_hours
-from overnight.ledger import ledger_exists
-from overnight.planning import Plan, make_plan
-from overnight.provider import without_batch_api
-from overnight.run import Build, Run
-from overnight.summary import artifact_key
-from tasks.build import build_into
-from tasks.validate import staged_problems
+from overnight.ledger.builder import Build
+from overnight.ledger.database import ledger_exists
+from overnight.ledger.run import Run
+from overnight.limits.budget import spending
+from overnight.limits.hours import endpoint_hours
+from overnight.reports.plan import Plan, make_plan
+from overnight.text import artifact_key
 
 _SAMPLES = 3
-
-
-def check_plan(run: Run) -> None:
-    """Refuses to plan for a provider that has no Batch API at all.
-
-    Raises:
-        NoBatchApi: says what to put before it.
-    """
-    if not run.job.profile.has_batch_api:
-        raise NoBatchApi(without_batch_api(run.job.profile))
-
-
-def plan(run: Run) -> Plan:
-    """Builds and validates in a temporary folder, and adds up.
-
-    Raises:
-        OvernightError: what `run` would refuse before it sends anything, except the provider's own answer.
-    """
-    check_plan(run)
-    with tempfile.TemporaryDirectory(prefix="overnight-plan-") as folder:
-        staging = Path(folder)
-        build = build_into(staging, run)
-        if problems := staged_problems(staging, build, run.job.profile):
-            raise InvalidRequests("the provider would refuse these requests:", problems)
-        return plan_of(run, build, staging)
 
 
 def plan_of(run: Run, build: Build, staging: Path) -> Plan:
@@ -65,14 +36,14 @@ def _sample_bodies(staging: Path, build: Build) -> list[dict[str, Any]]:
         return [json.loads(line)["body"] for line in islice(lines, _SAMPLES)]
 
 
-@task(name="plan", task_run_name="plan", cache_policy=NO_CACHE)
-def plan_requests(run: Run) -> Plan:
-    """Plans a job and publishes the plan."""
-    made = plan(run)
-    publish_plan(made)
-    return made
-
-
 def publish_plan(made: Plan) -> None:
     """Shows a plan on the page."""
     create_markdown_artifact(made.text, key=artifact_key("plan", made.job), description=f"plan of {made.job}")
+
+
+@task(name="plan", task_run_name="plan", cache_policy=NO_CACHE)
+def plan_requests(run: Run, build: Build, staging: Path) -> Plan:
+    """Adds a staged build up, and publishes it."""
+    made = plan_of(run, build, staging)
+    publish_plan(made)
+    return made

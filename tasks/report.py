@@ -9,11 +9,12 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
-from overnight.files import write_text
-from overnight.records import Shard
-from overnight.report import billed, report_text
-from overnight.run import Run
-from overnight.summary import Summary, Tally, artifact_key
+from overnight.ledger.records import Shard
+from overnight.ledger.run import Run
+from overnight.reports.report import billed, report_text
+from overnight.reports.summary import Summary, Tally
+from overnight.store.files import write_text
+from overnight.text import artifact_key
 
 
 def summarize(run: Run, tally: Tally, shards: list[Shard], seconds: float) -> Summary:

@@ -4,52 +4,32 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
 from itertools import groupby
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.again import cut_shard, whole_file
+from overnight.answers.refusals import turn_away
 from overnight.errors import LedgerError, ProviderError, QueueFull, ReplyLost, SubmissionUnknown, Transient
-from overnight.provider import Provider
-from overnight.queue import FULL_QUEUE_POLLS, learned_limit, named_limit, never_fits, too_large
-from overnight.records import Batch, Shard
-from overnight.release import releasable
-from overnight.replies import RemoteBatch
-from overnight.run import Run
-from overnight.states import AT_PROVIDER, State
-from overnight.summary import counted_of
-from overnight.wire import TERMINAL
-from tasks.connect import provider_of
-from tasks.span import span_name
+from overnight.ledger.records import Batch, Shard
+from overnight.ledger.request_files import cut_shard, whole_file
+from overnight.ledger.run import Run
+from overnight.ledger.states import AT_PROVIDER, State
+from overnight.limits.admission import admissible
+from overnight.limits.queue import token_queues, too_large
+from overnight.providers.adoption import cancel_extras, listed_batches, upload_name
+from overnight.providers.provider import Provider
+from overnight.providers.replies import RemoteBatch
+from overnight.text import counted_of
+from tasks.credentials import provider_of
+from tasks.names import span_name
 
 _FILE_TRIES = 4
 _FILE_SECONDS = 600
 """How long a file is waited for that the provider is still looking at."""
 _SEND_SECONDS = 30
 """How long after its intent was written a create call may still be sent."""
-_MOST_REFUSALS = 6
 logger = logging.getLogger("overnight.submit")
-
-
-def batches_of(batch: Batch, listed: Iterable[RemoteBatch], known: set[str]) -> list[RemoteBatch]:
-    """The batches at the provider that an attempt's create calls made: by our metadata, else by its input file.
-
-    Args:
-        batch: the attempt.
-        listed: a complete listing, newest first.
-        known: batch ids that belong to other attempts: a file may have been sent before.
-
-    Returns:
-        Oldest first, those that failed last. More than one only where a lost call was given up too early.
-    """
-    remotes = [remote for remote in listed if remote.id not in known][::-1]
-    by_token = [remote for remote in remotes if (remote.metadata or {}).get("overnight_attempt") == batch.token]
-    by_file = [
-        r for r in remotes if not (r.metadata or {}).get("overnight_attempt") and r.input_file_id == batch.file_id
-    ]
-    return sorted(by_token or by_file, key=lambda remote: remote.status == "failed")
 
 
 def usable_file(shard: Shard) -> str | None:
@@ -60,50 +40,7 @@ def usable_file(shard: Shard) -> str | None:
     return file_id if sum(batch.file_id == file_id for batch in refused) < _FILE_TRIES else None
 
 
-def file_name(batch: Batch) -> str:
-    """An attempt's input file at the provider: no other attempt, of whatever job, has the name."""
-    return f"overnight-{batch.token}.jsonl"
-
-
-def turned_away(run: Run, batch: Batch, message: str) -> None:
-    """A full queue: learns what it takes, and holds the shard back; one request above all of it fails."""
-    ledger, shard, now = run.ledger, run.ledger.shard(batch.shard_id), time.time()
-    if never_fits(message, shard):
-        said = f"the request has about {shard.tokens:,} tokens; all that the provider takes is {named_limit(message):,}"
-        logger.warning("shard %s: %s", shard.file_name, said)
-        ledger.end(batch, status="failed", ended_at=now, errors=[["too_large", said, 1]])
-        return
-    others = ledger.enqueued(shard.provider, shard.model) - shard.tokens * (batch.state in AT_PROVIDER)
-    limit = learned_limit(message, shard, others)
-    if limit is not None:
-        ledger.learn_limit(shard.provider, shard.model, limit, now)
-    alone = limit is not None and not others and shard.requests > 1  # it is cut and sent again at once
-    pause = 0.0 if alone else run.job.profile.poll_seconds * FULL_QUEUE_POLLS
-    logger.warning("shard %s: the queue is full, it waits: %s", shard.file_name, message)
-    ledger.refuse(batch, now, now + pause, message)
-
-
-def refused_whole(run: Run, batch: Batch, remote: RemoteBatch) -> bool:
-    """Closes a batch that failed before it answered anything; False: its requests are to be judged one by one.
-
-    Raises:
-        ProviderError: it failed for a reason that every other batch would.
-    """
-    ledger, now, text = run.ledger, time.time(), remote.error_text or "the batch failed"
-    if remote.queue_full:
-        turned_away(run, batch, text)
-        return True
-    if remote.fatal:
-        ledger.refuse(batch, now, now, text)
-        raise ProviderError(f"batch {remote.id} was refused: {text}")
-    refusals = sum(other.state is State.REFUSED for other in ledger.shard(batch.shard_id).batches)
-    if remote.file_missing and refusals < _MOST_REFUSALS:
-        ledger.refuse(batch, now, now + run.job.profile.poll_seconds, text)
-        return True
-    return False
-
-
-def release(run: Run, now: float) -> list[Shard]:
+def admit(run: Run, now: float) -> list[Shard]:
     """The shards to submit now; those that no queue takes are cut first, and those held back are told why.
 
     A job whose canary failed, or whose budget leaves no room for anything more, is stopped.
@@ -112,12 +49,12 @@ def release(run: Run, now: float) -> list[Shard]:
     if (record := ledger.job(run.job.name)) is not None and record.stopped:
         ledger.stop(run.job.name, record.stopped)  # what the provider turned away since then is not sent again
     shards = ledger.shards(run.job.name)
-    for shard in too_large(shards, budgets := run.budgets(shards)):
-        limit = budgets[shard.model].limit
+    for shard in too_large(shards, queues := token_queues(run, shards)):
+        limit = queues[shard.model].limit
         pieces = cut_shard(run.folder, shard, run.job.profile.overridden(max_enqueued_tokens=limit), ledger)
         logger.info("shard %s is cut to %d: the queue takes %s tokens", shard.file_name, len(pieces), limit)
     shards = ledger.shards(run.job.name)
-    decided = releasable(shards, run.job, now, run.budgets(shards))
+    decided = admissible(shards, run.job, now, token_queues(run, shards))
     if decided.stop:
         logger.warning("%s is stopped: %s", run.job.name, decided.stop)
         ledger.stop(run.job.name, decided.stop)
@@ -164,7 +101,7 @@ class Submission:
 
     def _upload(self, batch: Batch, shard: Shard, *, look: bool) -> Batch:
         """Uploads a shard's file, unless a process that died has: its name there tells."""
-        path, name = whole_file(self._run.folder, shard, self._run.job.profile), file_name(batch)
+        path, name = whole_file(self._run.folder, shard, self._run.job.profile), upload_name(batch)
         there = (
             [file for file in self._provider.files() if (file.name, file.bytes) == (name, shard.bytes)] if look else []
         )
@@ -193,7 +130,7 @@ class Submission:
             logger.warning("shard %s: %s; looking for its batch before anything else", shard.file_name, error)
             return self._adopt(ledger.move(batch, State.UNKNOWN), shard)
         except QueueFull as error:
-            turned_away(self._run, batch, error.message)
+            turn_away(self._run, batch, error.message)
             raise
         except (ProviderError, Transient) as error:
             ledger.refuse(batch, time.time(), time.time() + self._run.job.profile.poll_seconds, error.message)
@@ -256,31 +193,6 @@ class Submission:
         (now,) = (b for b in self._run.ledger.shard(batch.shard_id).batches if b.id == batch.id)
         if now.batch_id != remote.id and (now.batch_id or now.state not in AT_PROVIDER):
             cancel_extras(self._provider, [remote])
-
-
-def listed_batches(run: Run, provider: Provider, batch: Batch) -> list[RemoteBatch]:
-    """Lists the batches that an attempt's create calls made.
-
-    Raises:
-        ProviderUnavailable: the listing is not complete.
-    """
-    attempts = [b for shard in run.ledger.shards(run.job.name) for b in shard.batches if b.id != batch.id]
-    known = {other.batch_id for other in attempts if other.batch_id}
-    return batches_of(batch, provider.batches(since=(batch.creating_at or 0) - 3600), known)
-
-
-def cancel_extras(provider: Provider, extras: Iterable[RemoteBatch]) -> None:
-    """Cancels batches that were made a second time for the same requests."""
-    for extra in extras:
-        logger.error(
-            "batch %s was made besides another of the same requests (%s): cancelling it", extra.id, extra.status
-        )
-        if extra.status in TERMINAL:
-            continue
-        try:
-            provider.cancel(extra.id)
-        except (Transient, ProviderError) as error:
-            logger.warning("batch %s cannot be cancelled: %s", extra.id, error)
 
 
 def submit(run: Run, provider: Provider, shard: Shard, owner: str) -> Batch | None:

@@ -11,16 +11,15 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.errors import InvalidRequests, Problem
-from overnight.files import sync_folder
-from overnight.profiles import Profile
-from overnight.prompt import definition_of
-from overnight.records import JobRecord, NewShard, Shard
-from overnight.rules import check_lines
-from overnight.run import Build, Run, self_contained
-from tasks.connect import provider_of
-
-_MOST_PROBLEMS = 1000
+from overnight.errors import MOST_PROBLEMS, InvalidRequests, Problem
+from overnight.job.profiles import Profile
+from overnight.job.prompt import definition_of
+from overnight.ledger.builder import Build
+from overnight.ledger.records import JobRecord, NewShard, Shard
+from overnight.ledger.run import Run, self_contained
+from overnight.rows.rules import check_lines
+from overnight.store.files import sync_folder
+from tasks.credentials import provider_of
 
 
 def staged_problems(staging: Path, build: Build, profile: Profile) -> list[Problem]:
@@ -29,7 +28,7 @@ def staged_problems(staging: Path, build: Build, profile: Profile) -> list[Probl
     for shard in build.shards:
         with (staging / shard.file_name).open("rb") as lines:
             found = check_lines(shard.file_name, lines, profile)
-            problems += islice(found, _MOST_PROBLEMS - len(problems))
+            problems += islice(found, MOST_PROBLEMS - len(problems))
     return problems
 
 
@@ -71,13 +70,24 @@ def plan_staged(run: Run, build: Build) -> None:
     shutil.rmtree(folder.staging)
 
 
-def check_staged(run: Run, build: Build) -> None:
-    """The rules on every file; then, where something is to be sent, the provider's address and key."""
-    if problems := staged_problems(run.folder.staging, build, run.job.profile):
+def check_files(staging: Path, build: Build, profile: Profile) -> None:
+    """Applies the provider's rules to every staged file.
+
+    Raises:
+        InvalidRequests: rules are broken; lists every line.
+    """
+    if problems := staged_problems(staging, build, profile):
         raise InvalidRequests("the provider would refuse these requests; nothing was sent:", problems)
-    if build.shards:
-        with provider_of(run) as provider:
-            provider.check()
+
+
+def check_provider(run: Run) -> None:
+    """Asks the provider, which shows that address and key are good.
+
+    Raises:
+        Unauthorized, NoBatchApi, ProviderUnavailable: it cannot be used.
+    """
+    with provider_of(run) as provider:
+        provider.check()
 
 
 @task(name="validate", task_run_name="validate", cache_policy=NO_CACHE)
@@ -89,7 +99,9 @@ def validate_requests(run: Run, build: Build) -> None:
         Unauthorized, NoBatchApi, ProviderUnavailable: the provider cannot be used.
     """
     try:
-        check_staged(run, build)
+        check_files(run.folder.staging, build, run.job.profile)
+        if build.shards:
+            check_provider(run)
     except BaseException:
         shutil.rmtree(run.folder.staging)
         raise

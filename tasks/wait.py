@@ -1,4 +1,4 @@
-"""wait: looks at the open batches until one has ended or a held shard may go."""
+"""wait: polls the open batches until one has ended or a held shard may go."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from overnight.answers.judge import LOST, Judgement, Step, history_of, judge_end
+from overnight.answers.refusals import close_refused
 from overnight.errors import NotFound, ProviderError, Transient
-from overnight.hours import hours_of
-from overnight.provider import Provider
-from overnight.queue import ended_batches, next_release, pauses, submitted_batches
-from overnight.records import Batch
-from overnight.release import releasable
-from overnight.replies import RemoteBatch
-from overnight.run import Run
-from overnight.wire import TERMINAL
-from tasks.connect import provider_of
-from tasks.submit import cancel_extras, listed_batches, refused_whole
+from overnight.ledger.records import Batch, Shard
+from overnight.ledger.run import Run
+from overnight.ledger.states import State
+from overnight.limits.admission import admissible
+from overnight.limits.hours import hours_of
+from overnight.limits.queue import ended_batches, next_release, pauses, token_queues
+from overnight.providers.adoption import cancel_extras, listed_batches
+from overnight.providers.provider import Provider
+from overnight.providers.replies import TERMINAL, RemoteBatch
+from tasks.credentials import provider_of
 
 _MOST_ERRORS = 1000
-_MOST_MISSES = 3
-_CANCEL_SECONDS = 3600.0
-"""How long after its deadline a batch is waited for that was cancelled and does not end."""
+"""Errors of a whole batch that the ledger keeps: one for each broken line would be a copy of the file."""
+_SHORTEST_PAUSE = 0.01
 logger = logging.getLogger("overnight.wait")
 
 
@@ -41,24 +42,58 @@ def seen(remote: RemoteBatch) -> dict[str, Any]:
     return found
 
 
-def look(run: Run, provider: Provider, batch: Batch) -> None:
-    """Asks for one batch and notes what changed; trouble on the way changes nothing.
+def poll(run: Run, provider: Provider, shard: Shard, batch: Batch) -> None:
+    """Asks for one batch, and does what the judge says; trouble on the way changes nothing.
 
     Raises:
         ProviderError: the key or the account; nothing else of the job would go through either.
     """
+    remote: RemoteBatch | None = None
     try:
         remote = provider.retrieve(batch.batch_id or "")
     except NotFound as error:
-        missed(run, batch, error.message)
+        logger.warning("batch %s: %s", batch.batch_id, error.message)
     except Transient as error:
         logger.warning("cannot look at batch %s: %s; trying again", batch.batch_id, error)
-    else:
-        if batch.creates > 1:
-            look_for_extras(run, provider, batch)
-        seen_batch(run, batch, remote)
-        if remote.status not in TERMINAL and batch.deadline_at and time.time() > batch.deadline_at:
-            cancel_late(run, provider, batch, remote)
+        return
+    if remote is not None and batch.creates > 1:
+        look_for_extras(run, provider, batch)
+    note(run, batch, remote)
+    act(run, provider, batch, remote, judge_end(remote, None, history_of(shard, batch, time.time())))
+
+
+def note(run: Run, batch: Batch, remote: RemoteBatch | None) -> None:
+    """Writes down what changed since the last look; an end is written with the step that it brings."""
+    if remote is None:
+        run.ledger.note(batch, misses=batch.misses + 1)
+        return
+    if remote.status in TERMINAL:
+        logger.info("batch %s: %s", remote.id, remote.status)
+        return
+    now = (remote.status, remote.done, remote.failed)
+    if now != (batch.status, batch.done, batch.failed) or batch.misses:
+        logger.info("batch %s: %s, %s answered", remote.id, remote.status, remote.done)
+        run.ledger.note(batch, misses=0, **seen(remote))
+
+
+def act(run: Run, provider: Provider, batch: Batch, remote: RemoteBatch | None, judged: Judgement) -> None:
+    """Takes the step that the judge names.
+
+    Raises:
+        ProviderError: the batch failed for a reason that every other would.
+    """
+    match judged.step:
+        case Step.WAIT:
+            return
+        case Step.CANCEL:
+            cancel_late(run, provider, batch)
+        case Step.GIVE_UP:
+            logger.error("batch %s is lost: %s", batch.batch_id, judged.why)
+            run.ledger.end(batch, status=LOST, ended_at=time.time())
+        case Step.COLLECT:
+            run.ledger.end(batch, ended_at=time.time(), **(seen(remote) if remote else {}))
+        case _:
+            close_refused(run, batch, judged)
 
 
 def look_for_extras(run: Run, provider: Provider, batch: Batch) -> None:
@@ -71,17 +106,8 @@ def look_for_extras(run: Run, provider: Provider, batch: Batch) -> None:
     cancel_extras(provider, [remote for remote in found if remote.id != batch.batch_id])
 
 
-def cancel_late(run: Run, provider: Provider, batch: Batch, remote: RemoteBatch) -> None:
-    """Ends the wait for a batch past its deadline: it is cancelled, and looked at until it has ended all the same.
-
-    One that does not end even so is given up after an hour: it may have been paid.
-    """
-    if batch.cancelled_by_us and time.time() > (batch.deadline_at or 0) + _CANCEL_SECONDS:
-        logger.error("batch %s was cancelled, and does not end: it is given up as lost", batch.batch_id)
-        run.ledger.end(batch, status="lost", ended_at=time.time())
-        return
-    if remote.status == "cancelling":
-        return
+def cancel_late(run: Run, provider: Provider, batch: Batch) -> None:
+    """Has a batch cancelled that is past its deadline; the intent is written down first, and it is polled on."""
     if not batch.cancelled_by_us:
         logger.warning("batch %s is past its deadline: cancelling it, keeping what it answered", batch.batch_id)
         run.ledger.note(batch, cancelled_by_us=True)
@@ -91,43 +117,15 @@ def cancel_late(run: Run, provider: Provider, batch: Batch, remote: RemoteBatch)
         logger.warning("batch %s cannot be cancelled: %s", batch.batch_id, error)
 
 
-def missed(run: Run, batch: Batch, message: str) -> None:
-    """The provider does not know the batch: after three times in a row it is lost."""
-    ledger = run.ledger
-    if batch.misses + 1 < _MOST_MISSES:
-        logger.warning("batch %s: %s; looking again", batch.batch_id, message)
-        ledger.note(batch, misses=batch.misses + 1)
-        return
-    logger.error("batch %s is lost: the provider does not know it any more", batch.batch_id)
-    ledger.end(batch, status="lost", ended_at=time.time())
-
-
-def seen_batch(run: Run, batch: Batch, remote: RemoteBatch) -> None:
-    """Notes a look at a batch; takes the step where it has ended.
-
-    Raises:
-        ProviderError: it failed for a reason that every other batch would.
-    """
-    ledger = run.ledger
-    if remote.status not in TERMINAL:
-        now = (remote.status, remote.done, remote.failed)
-        if now != (batch.status, batch.done, batch.failed) or batch.misses:
-            logger.info("batch %s: %s, %s answered", remote.id, remote.status, remote.done)
-            ledger.note(batch, misses=0, **seen(remote))
-        return
-    logger.info("batch %s: %s", remote.id, remote.status)
-    if remote.may_hold_answers or not refused_whole(run, batch, remote):
-        ledger.end(batch, ended_at=time.time(), **seen(remote))
-
-
-def look_at_all(run: Run, provider: Provider) -> None:
+def poll_all(run: Run, provider: Provider) -> None:
     """Looks at every open batch once."""
-    for batch in submitted_batches(run.ledger.shards(run.job.name)):
-        look(run, provider, batch)
+    for shard in run.ledger.shards(run.job.name):
+        if (batch := shard.open_batch) is not None and batch.state is State.SUBMITTED:
+            poll(run, provider, shard, batch)
 
 
 def wait(run: Run, patience: float, *, only_ends: bool = False) -> None:
-    """Looks until there is something to do, for at most `patience` seconds; looks once in any case.
+    """Polls until there is something to do, for at most `patience` seconds; once in any case.
 
     Args:
         run: whose batches are looked at.
@@ -137,15 +135,15 @@ def wait(run: Run, patience: float, *, only_ends: bool = False) -> None:
     ledger, until = run.ledger, time.monotonic() + patience
     for pause in pauses(run.job.profile.poll_seconds):
         with provider_of(run) as provider:  # anew for each look: the embedded endpoint may have moved
-            look_at_all(run, provider)
+            poll_all(run, provider)
         shards, now = ledger.shards(run.job.name), time.time()
         done = all(shard.settled for shard in shards)
-        decided = releasable(shards, run.job, now, run.budgets(shards))
-        to_submit = bool(decided.shards or decided.stop) and not only_ends
+        admitted = admissible(shards, run.job, now, token_queues(run, shards))
+        to_submit = bool(admitted.shards or admitted.stop) and not only_ends
         if done or ended_batches(shards) or to_submit or time.monotonic() >= until:
             return
         release = None if only_ends else next_release(shards, now)
-        time.sleep(pause if release is None else min(pause, max(release, 0.01)))
+        time.sleep(pause if release is None else min(pause, max(release, _SHORTEST_PAUSE)))
 
 
 @task(name="wait", task_run_name="wait", cache_policy=NO_CACHE)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pytest
 
-from overnight.run import Run
+from overnight.ledger.run import Run
 from tests.conftest import MakeJob, ProviderProcess
 from tests.steps import run_job
 

@@ -21,8 +21,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.pool import Pool
 
-from overnight.home import JobFolder
-from overnight.parquet import read_batches
+from overnight.store.home import JobFolder
+from overnight.store.parquet import read_batches
 from tests.steps import build, finish
 
 _MOST_CHILDREN = 400

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from overnight.errors import NotFound, ProviderUnavailable, QueueFull, ReplyLost
-from overnight.files import atomic_path
-from overnight.profiles import Profile
-from overnight.provider import Provider
-from overnight.replies import RemoteBatch, RemoteError, RemoteFile
-from overnight.wire import TERMINAL
+from overnight.job.profiles import Profile
+from overnight.providers.provider import Provider
+from overnight.providers.replies import TERMINAL, RemoteBatch, RemoteError, RemoteFile
+from overnight.store.files import atomic_path
 from tests.provider_server import answer_line, error_line
 
 QUEUE_FULL = RemoteError("token_limit_exceeded", "Enqueued token limit reached", None)

@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 from overnight.errors import OvernightError
-from overnight.lease import leased
-from overnight.queue import ended_batches
+from overnight.ledger.lease import leased
+from overnight.limits.queue import ended_batches
 from tasks.fetch import fetch_files
 from tasks.join import join
-from tasks.parse import parse_one
-from tasks.submit import release, submit_shards
+from tasks.parse import parse_batch
+from tasks.submit import admit, submit_shards
 from tasks.wait import wait
 from tests.steps import build
 
@@ -39,12 +39,12 @@ def main(job_file: str, home: str, stage: str) -> None:
     run = build(json.loads(Path(job_file).read_text()), Path(home))
     with leased(run.ledger, run.job.name) as owner:
         begin("ledger")
-        submit_shards.fn(run, tuple(release(run, time.time())), owner)
+        submit_shards.fn(run, tuple(admit(run, time.time())), owner)
         wait(run, 10)
         begin("fetch")
         (fetched,) = fetch_files.fn(run, tuple(ended_batches(run.ledger.shards(run.job.name))))
         begin("parse")
-        parse_one(run, fetched)
+        parse_batch(run, fetched)
         begin("join")
         join(run)
 

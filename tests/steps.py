@@ -8,15 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-from overnight.lease import leased
-from overnight.queue import ended_batches
-from overnight.run import Run, open_run
-from overnight.summary import Tally
+from overnight.ledger.lease import leased
+from overnight.ledger.run import Run, open_run
+from overnight.limits.queue import ended_batches
+from overnight.reports.summary import Tally
 from tasks.build import stage
 from tasks.fetch import fetch_files
 from tasks.join import join
-from tasks.parse import parse_one
-from tasks.submit import release, submit_shards
+from tasks.parse import parse_batch
+from tasks.submit import admit, submit_shards
 from tasks.validate import validate_requests
 from tasks.wait import wait
 
@@ -35,11 +35,11 @@ def build(job: Any, home: Path) -> Run:
 def advance(run: Run, patience: float = 0.2) -> None:
     """submit → wait → fetch → parse, once."""
     with leased(run.ledger, run.job.name, PATIENCE) as owner:
-        submit_shards.fn(run, tuple(release(run, time.time())), owner)
+        submit_shards.fn(run, tuple(admit(run, time.time())), owner)
     wait(run, patience)
     with leased(run.ledger, run.job.name, PATIENCE):
         for batch in ended_batches(run.ledger.shards(run.job.name)):
-            parse_one(run, fetch_files.fn(run, (batch,))[0])
+            parse_batch(run, fetch_files.fn(run, (batch,))[0])
 
 
 def finish(run: Run, steps: int = 50) -> Tally:

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overnight.answers import Answer, label_schema, object_schema
-from overnight.schema import columns_of
-from overnight.verdicts import Reply, failure_verdict
-from overnight.wire import ResultLine
+from overnight.answers.lines import ResultLine
+from overnight.answers.readers import answer_reader
+from overnight.answers.verdicts import Reply, failure_verdict
+from overnight.job.answer import Answer, label_schema, object_schema
+from overnight.job.schema import columns_of
 
 USAGE = {"prompt_tokens": 12, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 8}}
 LABELS = Answer.label(("good", "very bad"), label_schema("label", ["good", "very bad"]))
@@ -28,7 +29,7 @@ def chat(content: Any, finish: str = "stop", **message: Any) -> dict[str, Any]:
 
 def read(answer: Answer, body: Any, status: int | None = 200) -> Reply:
     encoded = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return answer.reader()(ResultLine("a", status, encoded, None, None))
+    return answer_reader(answer)(ResultLine("a", status, encoded, None, None))
 
 
 def test_a_chat_answer_comes_with_model_tokens_and_finish_reason() -> None:

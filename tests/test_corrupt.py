@@ -14,12 +14,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from overnight.answers.results import result_parts
 from overnight.errors import HomeError, LedgerError
-from overnight.files import atomic_open
-from overnight.ledger import Ledger
-from overnight.parquet import read_batches
-from overnight.results import result_parts
-from overnight.run import Run
+from overnight.ledger.database import Ledger
+from overnight.ledger.run import Run
+from overnight.store.files import atomic_open
+from overnight.store.parquet import read_batches
 from tests.conftest import ROOT, MakeJob, ProviderProcess
 from tests.steps import advance, build, finish, run_job
 

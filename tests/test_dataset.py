@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from overnight.dataset import BATCH_ROWS, Rows, open_dataset, save_frame
 from overnight.errors import DatasetError
-from overnight.job import Dataset
+from overnight.job.job import Dataset
+from overnight.rows.dataset import BATCH_ROWS, Rows, open_dataset, save_frame
 
 
 def opened(path: Path | str, **fields: Any) -> Rows:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from flows.plan import plan
 from overnight.errors import InvalidRequests, ProviderError
-from overnight.profiles import Profile, profile_names
-from overnight.provider import Provider
-from overnight.run import open_run
-from tasks.plan import plan
-from tasks.wait import look_at_all
+from overnight.job.profiles import Profile, profile_names
+from overnight.ledger.run import open_run
+from overnight.providers.provider import Provider
+from tasks.wait import poll_all
 from tests.cases import Case, Outcome, case, check_case
 from tests.conftest import MakeJob, ProviderProcess
 from tests.steps import advance, build, finish
@@ -185,7 +185,7 @@ def test_deviation_19_a_batch_that_a_restart_forgot_is_given_up_and_not_paid_for
     with Provider(run.job.profile, "key") as provider:
         for hours, calls in ((0.5, 1), (2, 1)):
             run.ledger.note(batch, deadline_at=batch.started_at - hours * 3600)
-            look_at_all(run, provider)
+            poll_all(run, provider)
             assert provider_server.books()["calls"]["cancel"] == calls
     assert finish(run).statuses == {"missing": 2}
     assert finish(build(run.job, tmp_path / "home")).statuses == {"missing": 2}

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from flows.__main__ import app
-from overnight.job import Job
-from overnight.jobfile import load_job
-from overnight.profiles import profile_names
-from overnight.tables import added_fields
+from overnight.job.job import Job
+from overnight.job.jobfile import load_job
+from overnight.job.profiles import profile_names
+from overnight.rows.tables import added_fields
 from tests.conftest import ROOT, MakeJob
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -59,7 +59,7 @@ def test_every_setting_is_in_the_documents() -> None:
 
 
 def test_every_added_column_is_in_the_documents() -> None:
-    from overnight.answers import Answer  # noqa: PLC0415 - only here
+    from overnight.job.answer import Answer  # noqa: PLC0415 - only here
 
     text = (ROOT / "docs/results.md").read_text()
     assert [field.name for field in added_fields(Answer.text()) if f"`{field.name}`" not in text] == []

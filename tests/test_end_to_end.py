@@ -101,7 +101,7 @@ def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "data/jobs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_job_file_reads_and_says_what_it_shows(path: Path) -> None:
-    from overnight.jobfile import load_job  # noqa: PLC0415 - the other tests here run it as a program
+    from overnight.job.jobfile import load_job  # noqa: PLC0415 - the other tests here run it as a program
 
     assert path.read_text().startswith("# ")
     assert load_job(path).name == yaml.safe_load(path.read_text())["name"]

@@ -14,12 +14,13 @@ import openai
 import pytest
 
 from overnight.endpoint.__main__ import app
-from overnight.endpoint.gate import Gate
-from overnight.endpoint.housekeeping import Disk, Housekeeping
 from overnight.endpoint.off_peak import DAY, WEEK
 from overnight.endpoint.settings import Settings
-from overnight.endpoint.store import Store
-from overnight.endpoint.upstream import MAX_ANSWER_BYTES, HttpUpstream, UpstreamError
+from overnight.endpoint.storage.disk import Disk
+from overnight.endpoint.storage.store import Store
+from overnight.endpoint.upstream.upstream import MAX_ANSWER_BYTES, HttpUpstream, UpstreamError
+from overnight.endpoint.work.gate import Gate
+from overnight.endpoint.work.housekeeping import Housekeeping
 from tests.test_endpoint_support import (
     Planned,
     client,

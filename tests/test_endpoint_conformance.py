@@ -16,8 +16,8 @@ import uvicorn
 from openai import OpenAI
 from openai.types import Batch, FileObject
 
-from overnight.endpoint.guard import MAX_JSON_BYTES, Guard, PatientProtocol
-from overnight.endpoint.records import STATUSES
+from overnight.endpoint.api.guard import MAX_JSON_BYTES, Guard, PatientProtocol
+from overnight.endpoint.storage.records import STATUSES
 from tests.test_endpoint_support import (
     Endpoint,
     HeldUpstream,

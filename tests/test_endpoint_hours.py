@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overnight.endpoint.backlog import Backlog
 from overnight.endpoint.off_peak import DAY, WEEK, Schedule, read_schedule, waits
+from overnight.endpoint.work.backlog import Backlog
 
 DEEPSEEK = read_schedule("deepseek")
 HOUR = 3600

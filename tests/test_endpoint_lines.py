@@ -9,14 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overnight.endpoint.attempts import retry_delay
-from overnight.endpoint.finish import Line, all_lines
-from overnight.endpoint.gate import LONGEST_PAUSE
-from overnight.endpoint.lines import CANCELLED, EXPIRED, Answer, Failure, NumberedLine, Usage, result_line, usage_of
-from overnight.endpoint.model import MODEL_ID, prepare, translate
-from overnight.endpoint.records import Batch, StoredFile, page, window_seconds
 from overnight.endpoint.settings import Settings, SettingsError, check, secret
-from overnight.endpoint.upstream import UpstreamError, join, reply, retry_after_seconds
+from overnight.endpoint.storage.lines import (
+    CANCELLED,
+    EXPIRED,
+    Answer,
+    Failure,
+    NumberedLine,
+    Usage,
+    result_line,
+    usage_of,
+)
+from overnight.endpoint.storage.records import Batch, StoredFile, page, window_seconds
+from overnight.endpoint.upstream.embedded import MODEL_ID, prepare, translate
+from overnight.endpoint.upstream.upstream import UpstreamError, join, reply, retry_after_seconds
+from overnight.endpoint.work.attempts import retry_delay
+from overnight.endpoint.work.finish import Line, all_lines
+from overnight.endpoint.work.gate import LONGEST_PAUSE
 
 
 def test_a_success_line_has_its_response_and_a_null_error() -> None:

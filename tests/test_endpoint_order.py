@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overnight.endpoint.lines import Answer, Failure, result_line
-from overnight.endpoint.order import Order, prefix_key
-from overnight.endpoint.recorder import Finished, Recorder
-from overnight.endpoint.records import Batch
-from overnight.endpoint.store import DataError, Store
+from overnight.endpoint.storage.lines import Answer, Failure, result_line
+from overnight.endpoint.storage.recorder import Finished, Recorder
+from overnight.endpoint.storage.records import Batch
+from overnight.endpoint.storage.store import DataError, Store
+from overnight.endpoint.work.order import Order, prefix_key
 
 
 def line(system: str | None, user: str = "hi", **body: Any) -> bytes:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overnight.endpoint.gate import Gate, Report, next_batch
-from overnight.endpoint.pace import MOST, Pace, Window, next_pace, outage_pause
-from overnight.endpoint.quota import Quota
+from overnight.endpoint.work.gate import Gate, Report, next_batch
+from overnight.endpoint.work.pace import MOST, Pace, Window, next_pace, outage_pause
+from overnight.endpoint.work.quota import Quota
 
 
 def window(answered: int = 100, refused: int = 0, failed: int = 0, latency: float = 1.0, full: bool = True) -> Window:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from overnight.endpoint.model import model_path
+from overnight.endpoint.upstream.embedded import model_path
 from tests.conftest import ROOT
 from tests.test_endpoint_support import (
     Endpoint,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overnight.endpoint.lines import MAX_LINE_BYTES, input_lines
-from overnight.endpoint.validation import MAX_FILE_BYTES, MAX_PROBLEMS, MAX_REQUESTS, Rules, Verdict, validate
+from overnight.endpoint.storage.lines import MAX_LINE_BYTES, input_lines
+from overnight.endpoint.work.validation import MAX_FILE_BYTES, MAX_PROBLEMS, MAX_REQUESTS, Rules, Verdict, validate
 
 ENDPOINT = "/v1/chat/completions"
 GOOD: dict[str, Any] = {"custom_id": "a", "method": "POST", "url": ENDPOINT, "body": {"model": "small"}}

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from overnight.errors import DownloadCut, ProviderError
-from overnight.profiles import Profile
-from overnight.provider import Provider
-from overnight.queue import pauses
-from tasks.wait import look_at_all
+from overnight.job.profiles import Profile
+from overnight.limits.queue import pauses
+from overnight.providers.provider import Provider
+from tasks.wait import poll_all
 from tests.cases import Case, Outcome, case, check_case
 from tests.conftest import MakeJob, ProviderProcess
 from tests.steps import advance, build, finish
@@ -264,5 +264,5 @@ def test_one_look_costs_one_call_per_open_batch(
     advance(run, patience=0)
     before = provider_server.books()["calls"]["retrieve"]
     with Provider(run.job.profile, "key") as provider:
-        look_at_all(run, provider)
+        poll_all(run, provider)
     assert provider_server.books()["calls"]["retrieve"] == before + 3

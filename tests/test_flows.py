@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from pydantic import SecretStr
 
-from overnight.job import Job
+from overnight.job.job import Job
 from tests.conftest import MakeJob, ProviderProcess
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -72,7 +72,7 @@ def test_a_create_that_is_refused_keeps_no_paid_answer_from_being_collected(
     make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
 ) -> None:
     from flows.run import run_batch  # noqa: PLC0415
-    from overnight.run import open_run  # noqa: PLC0415
+    from overnight.ledger.run import open_run  # noqa: PLC0415
 
     limits = {"max_requests": 1, "max_open_batches": 1, "poll_seconds": 0.02}
     job = make_job(["a", "b"], name="refused", limits=limits)

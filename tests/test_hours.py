@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from overnight.hours import given_text, hours_of, hours_text
-from overnight.records import Batch, Shard
-from overnight.report import report_text
-from overnight.states import State
-from overnight.summary import Tally
-from tasks.plan import plan
+from flows.plan import plan
+from overnight.ledger.records import Batch, Shard
+from overnight.ledger.states import State
+from overnight.limits.hours import given_text, hours_of, hours_text
+from overnight.reports.report import report_text
+from overnight.reports.summary import Tally
 from tests.conftest import MakeJob
 from tests.steps import run_job
 from tests.test_endpoint_behaviour import peak_hours

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from overnight.errors import JobError, Problem
-from overnight.job import Job
-from overnight.jobfile import job_schema, load_job
+from overnight.job.job import Job
+from overnight.job.jobfile import job_schema, load_job
 
 JOB: dict[str, Any] = {
     "name": "reviews",

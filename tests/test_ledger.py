@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from overnight.errors import JobBusy, LedgerError
-from overnight.job import Job
-from overnight.lease import leased
-from overnight.ledger import Ledger
-from overnight.queue import Budget, learned_limit, named_limit, next_release, pauses, submittable, too_large
-from overnight.records import JobRecord, NewShard, Shard
-from overnight.states import AT_PROVIDER, OPEN, STEPS, State
+from overnight.job.job import Job
+from overnight.ledger.database import Ledger
+from overnight.ledger.lease import leased
+from overnight.ledger.records import JobRecord, NewShard, Shard
+from overnight.ledger.states import AT_PROVIDER, OPEN, STEPS, State
+from overnight.limits.queue import TokenQueue, learned_limit, named_limit, next_release, pauses, too_large, wave
 
 RECORD = JobRecord("job", {}, {"model": "m"}, "print", 10, 10, 1.0)
 
@@ -169,8 +169,8 @@ def at_state(ledger: Ledger, shard: Shard, state: State) -> None:
 
 def due(ledger: Ledger, made: Job, now: float = 10.0) -> list[int]:
     shards = ledger.shards("job")
-    budgets = {"m": Budget(made.limits.max_enqueued_tokens, ledger.enqueued("", "m"))}
-    return [shard.number for shard in submittable(shards, made, now, budgets)]
+    budgets = {"m": TokenQueue(made.limits.max_enqueued_tokens, ledger.enqueued("", "m"))}
+    return [shard.number for shard in wave(shards, made, now, budgets).go]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_what_a_refusal_teaches(ledger: Ledger, message: str, others: int, refus
 
 def test_a_shard_above_the_limit_is_cut_unless_it_is_one_request(ledger: Ledger) -> None:
     planned(ledger, new_shard(0), new_shard(1, requests=1), new_shard(2, tokens=10))
-    found = too_large(ledger.shards("job"), {"m": Budget(50, 0)})
+    found = too_large(ledger.shards("job"), {"m": TokenQueue(50, 0)})
     assert [shard.number for shard in found] == [0]
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from overnight.errors import LedgerError
-from overnight.ledger import Ledger
-from overnight.states import State
+from overnight.ledger.database import Ledger
+from overnight.ledger.states import State
 from tests.server import free_port
 from tests.test_ledger import RECORD, new_shard
 

@@ -14,12 +14,12 @@ import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 
-from overnight.diagnosis import advice
 from overnight.errors import JobError
-from overnight.provider import WebhookEvent
-from overnight.replies import RemoteFile
-from overnight.run import recorded_run
-from overnight.storage import deletable, sorted_out
+from overnight.ledger.run import recorded_run
+from overnight.providers.replies import RemoteFile
+from overnight.providers.stored_files import deletable, sorted_out
+from overnight.providers.webhook import WebhookEvent
+from overnight.reports.diagnosis import advice
 from tests.conftest import MakeJob, ProviderProcess
 
 LIMITS = {"max_requests": 2, "poll_seconds": 0.02}

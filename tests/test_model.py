@@ -24,16 +24,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from overnight.errors import OvernightError
-from overnight.lease import LEASE_SECONDS
-from overnight.queue import ended_batches
-from overnight.run import Run, open_run
+from overnight.ledger.lease import LEASE_SECONDS
+from overnight.ledger.run import Run, open_run
+from overnight.limits.queue import ended_batches
 from tasks.build import stage
 from tasks.fetch import fetch
 from tasks.join import join
-from tasks.parse import parse_one
-from tasks.submit import release, submit
+from tasks.parse import parse_batch
+from tasks.submit import submit
 from tasks.validate import plan_staged
-from tasks.wait import look_at_all
+from tasks.wait import poll_all
 from tests.model_provider import NO_FILE, QUEUE_FULL, ModelProvider, Plan
 
 ROWS = 6
@@ -172,7 +172,7 @@ class SubmitProtocol(RuleBasedStateMachine):
         """One step of a process; a kill ends it, and what the protocol refuses is another process's."""
         with suppress(Killed, OvernightError):
             if kind == "look":
-                look_at_all(self.run, self.provider)
+                poll_all(self.run, self.provider)
                 return
             with self._leased(process) as owner:
                 if owner is None:
@@ -184,13 +184,13 @@ class SubmitProtocol(RuleBasedStateMachine):
         if kind == "build":
             plan_staged(self.run, stage(self.run))
         elif kind == "submit":
-            for shard in release(self.run, time.time()):
+            for shard in admit(self.run, time.time()):
                 with suppress(OvernightError):
                     submit(self.run, self.provider, shard, owner)
         else:
             for batch in ended_batches(self.run.ledger.shards("model")):
                 with suppress(OvernightError):
-                    parse_one(self.run, fetch(self.provider, self.run.folder.responses, batch))
+                    parse_batch(self.run, fetch(self.provider, self.run.folder.responses, batch))
 
     def _finish(self) -> None:
         """No call fails any more, what was planned happens still: one process runs the job to its end, twice.

@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from overnight.budget import affordable, output_limit, spending
+from flows.plan import plan
 from overnight.errors import JobError
-from overnight.job import Job
-from overnight.records import Batch, Shard
-from overnight.release import releasable
-from overnight.states import State
-from tasks.plan import plan
+from overnight.job.job import Job
+from overnight.ledger.records import Batch, Shard
+from overnight.ledger.states import State
+from overnight.limits.admission import admissible
+from overnight.limits.budget import affordable, output_limit, spending
 from tests.conftest import MakeJob, ProviderProcess
 from tests.steps import build, run_job
 
@@ -70,18 +70,18 @@ def test_a_batch_that_could_go_above_the_budget_does_not_go(budget: float, going
 
 def test_a_budget_waits_for_open_batches_and_stops_the_job_when_nothing_could_change_it() -> None:
     limited = job(budget_usd=MOST * 1.2)
-    waiting = releasable([shard(1, State.SUBMITTED), shard(2)], limited, 0.0, run_budgets())
+    waiting = admissible([shard(1, State.SUBMITTED), shard(2)], limited, 0.0, run_budgets())
     assert (waiting.shards, waiting.stop) == ([], None)
     assert "limits.budget_usd is $168.00" in waiting.held[2]
-    ended = releasable([shard(1, State.COLLECTED, settled=True), shard(2)], limited, 0.0, run_budgets())
+    ended = admissible([shard(1, State.COLLECTED, settled=True), shard(2)], limited, 0.0, run_budgets())
     assert ended.stop is not None
     assert "$50.00 are spent" in ended.stop
 
 
 def run_budgets() -> dict[str, Any]:
-    from overnight.queue import Budget  # noqa: PLC0415 - only here
+    from overnight.limits.queue import TokenQueue  # noqa: PLC0415 - only here
 
-    return {"m": Budget(None, 0)}
+    return {"m": TokenQueue(None, 0)}
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from overnight.errors import JobError
-from overnight.job import Job
-from overnight.prompt import answer_of, compile_prompt, url_of
+from overnight.job.job import Job
+from overnight.job.prompt import answer_of, compile_prompt, url_of
 
 BATCH = pa.record_batch({"text": ['say "hi"\n😀', "two"]})
 
@@ -114,8 +114,8 @@ def test_the_order_of_parameters_does_not_make_another_request() -> None:
     ("schema", "message"),
     [
         ("nowhere.json", "there is no file nowhere.json"),
-        ("overnight.job:Nope", "cannot import overnight.job:Nope"),
-        ("overnight.wire:read_result", "is not a Pydantic model"),
+        ("overnight.job.job:Nope", "cannot import overnight.job.job:Nope"),
+        ("overnight.answers.lines:read_result", "is not a Pydantic model"),
         ({"type": "object", "properties": {"a": {"type": "strin"}}}, "not a valid JSON Schema"),
         ({"type": "string"}, "has to describe an object"),
     ],
@@ -126,5 +126,5 @@ def test_a_bad_schema_is_one_clear_error(schema: Any, message: str) -> None:
 
 
 def test_a_pydantic_model_is_a_schema_with_typed_columns() -> None:
-    columns = answer_of(job({"kind": "generate", "prompt": "{{ text }}", "schema": "overnight.job:Prices"})).columns
+    columns = answer_of(job({"kind": "generate", "prompt": "{{ text }}", "schema": "overnight.job.job:Prices"})).columns
     assert [(column.name, column.type) for column in columns] == [("input", pa.float64()), ("output", pa.float64())]

@@ -18,8 +18,8 @@ from overnight.errors import (
     ReplyLost,
     Unauthorized,
 )
-from overnight.profiles import Profile
-from overnight.provider import Provider
+from overnight.job.profiles import Profile
+from overnight.providers.provider import Provider
 from tests.conftest import ProviderProcess
 
 LINE = b'{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{"model":"m","messages":[]}}\n'

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overnight.ids import IdSet, id_hashes
-from overnight.profiles import Profile
-from overnight.rules import CheckedLine, check_line, check_lines
+from overnight.job.profiles import Profile
+from overnight.rows.ids import IdSet, id_hashes
+from overnight.rows.rules import CheckedLine, check_line, check_lines
 
 PROFILE = Profile.named("openai")
 GOOD: dict[str, Any] = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from overnight.errors import DatasetError, HomeError, InvalidRequests, LedgerError, OvernightError, ProviderError
-from overnight.lease import leased
-from overnight.ledger import Ledger
-from overnight.local import endpoint_environment
-from overnight.run import Run
-from overnight.states import State
+from overnight.ledger.database import Ledger
+from overnight.ledger.lease import leased
+from overnight.ledger.run import Run
+from overnight.ledger.states import State
+from overnight.providers.local import endpoint_environment
 from tasks.clean import clean_job
 from tasks.submit import submit, submit_shards
 from tests.conftest import MakeJob, ProviderProcess

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from overnight.job import Job, Report
-from overnight.prices import job_rates
-from overnight.profiles import Profile, profile_names
-from overnight.report import report_text
-from overnight.summary import Summary, Tally, artifact_key, dollars, duration, table
+from overnight.job.job import Job, Report
+from overnight.job.profiles import Profile, profile_names
+from overnight.limits.prices import job_rates
+from overnight.reports.report import report_text
+from overnight.reports.summary import Summary, Tally
+from overnight.text import artifact_key, dollars, duration, table
 
 
 def summary(**fields: Any) -> Summary:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overnight.errors import TemplateError
-from overnight.job import Job
-from overnight.prompt import compile_prompt
-from overnight.template import compile_template
+from overnight.job.job import Job
+from overnight.job.prompt import compile_prompt
+from overnight.job.template import compile_template
 
 SCHEMA = pa.schema(
     [("text", pa.string()), ("count", pa.int64()), ("score", pa.float64()), ("tags", pa.list_(pa.string()))]

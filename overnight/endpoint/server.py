@@ -20,21 +20,22 @@ import uvicorn
 from fastapi import FastAPI
 from pythonjsonlogger.json import JsonFormatter
 
-from overnight.endpoint.app import create_app
-from overnight.endpoint.attempts import Attempts
-from overnight.endpoint.backlog import Backlog
-from overnight.endpoint.gate import Gate
-from overnight.endpoint.guard import PatientProtocol
-from overnight.endpoint.housekeeping import Disk, Housekeeping
-from overnight.endpoint.metrics import Metrics
-from overnight.endpoint.model import EmbeddedModel
-from overnight.endpoint.pace import FIRST_LIMIT, MOST
-from overnight.endpoint.recorder import Recorder
-from overnight.endpoint.runner import Runner, Tools
-from overnight.endpoint.service import Service
+from overnight.endpoint.api.app import create_app
+from overnight.endpoint.api.guard import PatientProtocol
+from overnight.endpoint.api.metrics import Metrics
+from overnight.endpoint.api.service import Service
 from overnight.endpoint.settings import Settings, SettingsError, check, package_version, schedule, secret
-from overnight.endpoint.store import DataError, Store
-from overnight.endpoint.upstream import HttpUpstream, Upstream, UpstreamError
+from overnight.endpoint.storage.disk import Disk
+from overnight.endpoint.storage.recorder import Recorder
+from overnight.endpoint.storage.store import DataError, Store
+from overnight.endpoint.upstream.embedded import EmbeddedModel
+from overnight.endpoint.upstream.upstream import HttpUpstream, Upstream, UpstreamError
+from overnight.endpoint.work.attempts import Attempts
+from overnight.endpoint.work.backlog import Backlog
+from overnight.endpoint.work.gate import Gate
+from overnight.endpoint.work.housekeeping import Housekeeping
+from overnight.endpoint.work.pace import FIRST_LIMIT, MOST
+from overnight.endpoint.work.runner import Runner, Tools
 
 log: Final = logging.getLogger("overnight.endpoint")
 

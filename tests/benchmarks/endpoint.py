@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from openai import OpenAI
 from openai.types import Batch
 
-from overnight.endpoint.model import CONCURRENCY, MODEL_ID, EmbeddedModel
+from overnight.endpoint.upstream.embedded import CONCURRENCY, MODEL_ID, EmbeddedModel
 from tests.test_endpoint_support import ENDED, client, endpoint, health, request_line, until, upload
 
 ROUNDS = 3

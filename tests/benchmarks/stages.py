@@ -139,7 +139,7 @@ def output_line(custom_id: str, number: int) -> bytes:
 
 
 def _run(folder: Path) -> Any:
-    from overnight.run import open_run  # noqa: PLC0415 - only the measured way is imported
+    from overnight.ledger.run import open_run  # noqa: PLC0415 - only the measured way is imported
 
     os.environ["OVERNIGHT_HOME"] = str(folder / "home")
     return open_run({**JOB, "dataset": {"path": str(folder / "dataset.parquet")}})
@@ -165,7 +165,7 @@ def _built(folder: Path) -> Any:
 
 
 def _overnight_validate(folder: Path) -> Callable[[], Any]:
-    from overnight.rules import check_lines  # noqa: PLC0415
+    from overnight.rows.rules import check_lines  # noqa: PLC0415
 
     run, pairs = _in_child(folder)
     names = [requests.name for requests, _ in pairs]
@@ -182,7 +182,7 @@ def _overnight_validate(folder: Path) -> Callable[[], Any]:
 
 def _outputs(folder: Path) -> tuple[Any, list[tuple[Path, Path]]]:
     """Request files and an output file for each, in another order than the requests."""
-    from overnight.wire import custom_ids  # noqa: PLC0415
+    from overnight.rows.lines import custom_ids  # noqa: PLC0415
 
     run, names = _built(folder)
     pairs = []
@@ -198,11 +198,11 @@ def _outputs(folder: Path) -> tuple[Any, list[tuple[Path, Path]]]:
 
 
 def _overnight_parse(folder: Path) -> Callable[[], Any]:
-    from overnight.prompt import answer_of  # noqa: PLC0415
-    from overnight.records import Batch  # noqa: PLC0415
-    from overnight.states import State  # noqa: PLC0415
-    from tasks.fetch import Fetched  # noqa: PLC0415
-    from tasks.parse import parse  # noqa: PLC0415
+    from overnight.answers.reconcile import reconcile  # noqa: PLC0415
+    from overnight.answers.responses import ResponseFiles  # noqa: PLC0415
+    from overnight.job.prompt import answer_of  # noqa: PLC0415
+    from overnight.ledger.records import Batch  # noqa: PLC0415
+    from overnight.ledger.states import State  # noqa: PLC0415
 
     run, pairs = _in_child(folder)
 
@@ -210,7 +210,7 @@ def _overnight_parse(folder: Path) -> Callable[[], Any]:
         for number, (requests, output) in enumerate(pairs):
             batch = Batch(number, number, "token", State.ENDED, 0.0, batch_id=f"batch_{number}", status="completed")
             part = run.folder.results / f"0001-{number:04d}-{number:06d}.parquet"
-            parse(Fetched(batch, output, None), requests, part, answer_of(run.job))
+            reconcile(ResponseFiles(batch, output, None), requests, part, answer_of(run.job))
 
     return parse_all
 
@@ -226,7 +226,7 @@ def _in_child(folder: Path) -> tuple[Any, list[tuple[Path, Path]]]:
 
 
 def _overnight_join(folder: Path) -> Callable[[], Any]:
-    from overnight.records import JobRecord  # noqa: PLC0415
+    from overnight.ledger.records import JobRecord  # noqa: PLC0415
     from tasks.join import join  # noqa: PLC0415
 
     run, _ = _in_child(folder)

@@ -1,0 +1,196 @@
+"""Reconciliation: the lines of a batch's files are sorted to its requests, and each request gets one verdict."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from overnight.answers.judge import absent_reply
+from overnight.answers.lines import ResultLine, read_result
+from overnight.answers.readers import answer_reader
+from overnight.answers.responses import ResponseFiles, collected_files
+from overnight.answers.results import missing_parts, part_name, result_schema, unmetered
+from overnight.answers.verdicts import VERDICTS, Reply
+from overnight.errors import LedgerError, Unreconciled
+from overnight.job.answer import Answer
+from overnight.job.prompt import answer_of
+from overnight.ledger.request_files import whole_file
+from overnight.ledger.run import Run
+from overnight.rows.lines import custom_ids
+from overnight.store.parquet import TableWriter, write_parquet
+
+logger = logging.getLogger("overnight.parse")
+
+USAGE = ("input_tokens", "output_tokens", "cached_tokens")
+
+
+_FLUSH_ROWS = 2048
+
+
+_RANK = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a batch came to."""
+
+    others: dict[str, Reply]
+    """Of every request that did not succeed."""
+    counts: dict[str, int]
+    """Requests by verdict: they sum to the shard's."""
+    unreadable: int
+    """Lines that are no result."""
+    duplicates: int
+    """Lines for a request that had one already."""
+    foreign: int
+    """Lines for requests that the shard does not have."""
+    usage: dict[str, int]
+    """Tokens of all answers."""
+    service_tiers: dict[str, int]
+    """Answers by the service tier that they name."""
+
+
+class PartWriter:
+    """Writes replies as rows of a result part."""
+
+    def __init__(self, table: TableWriter, schema: pa.Schema, batch_id: str | None) -> None:
+        self._table, self._schema, self._batch_id = table, schema, batch_id
+        self._blank = (None,) * (len(schema) - 13)
+        self._rows: list[tuple[Any, ...]] = []
+        self.usage = Counter(dict.fromkeys([*USAGE, "unmetered"], 0))
+        self.service_tiers: Counter[str] = Counter()
+
+    def add(self, custom_id: str, reply: Reply, raw: bytes | None) -> None:
+        """Takes one reply."""
+        self._rows.append(
+            (
+                custom_id,
+                reply.verdict,
+                reply.answer,
+                *(reply.fields or self._blank),
+                *reply[3:],
+                self._batch_id,
+                raw.decode(errors="replace") if raw is not None else None,
+            )
+        )
+        if len(self._rows) >= _FLUSH_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the rows taken so far."""
+        if self._rows:
+            columns = zip(*self._rows, strict=True)
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
+            batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+            self._table.write(batch)
+            self._meter(batch)
+            self._rows.clear()
+
+    def _meter(self, batch: pa.RecordBatch) -> None:
+        self.usage.update({name: pc.sum(batch[name]).as_py() or 0 for name in USAGE})
+        self.usage["unmetered"] += pc.sum(unmetered(batch)).as_py() or 0
+        for tier in pc.value_counts(batch["service_tier"].drop_null()).to_pylist():
+            self.service_tiers[tier["values"]] += tier["counts"]
+
+
+class Reconciler:
+    """Sorts the lines of a batch's files to the requests of its shard."""
+
+    def __init__(self, ids: Iterable[str], read: Callable[[ResultLine], Reply], part: PartWriter) -> None:
+        self._open = set(ids)
+        self._size = len(self._open)
+        self._done: set[str] = set()
+        self._read, self._part = read, part
+        self._held: dict[str, tuple[Reply, bytes]] = {}
+        self._unreadable = self._duplicates = self._foreign = 0
+
+    def take(self, lines: Iterable[bytes]) -> None:
+        """Reads a file. Successes are written at once; others are held, since a later line may be better."""
+        for line in lines:
+            if line.isspace():
+                continue
+            try:
+                result = read_result(line)
+            except ValueError:
+                self._unreadable += 1
+                continue
+            self._sort(result, line)
+
+    def _sort(self, result: ResultLine, line: bytes) -> None:
+        custom_id = result.custom_id
+        if custom_id not in self._open:
+            if custom_id in self._done:
+                self._duplicates += 1
+            else:
+                self._foreign += 1
+            return
+        reply = self._read(result)
+        if custom_id in self._held:
+            self._duplicates += 1
+        if reply.verdict == "succeeded":
+            self._held.pop(custom_id, None)
+            self._open.remove(custom_id)
+            self._done.add(custom_id)
+            self._part.add(custom_id, reply, result.body)
+        elif custom_id not in self._held or _RANK[reply.verdict] < _RANK[self._held[custom_id][0].verdict]:
+            self._held[custom_id] = (reply, result.body or line.rstrip(b"\n"))
+
+    def finish(self, absent: Callable[[str], Reply]) -> Parsed:
+        """Writes the verdicts of all other requests; `absent` judges those without a line.
+
+        Raises:
+            Unreconciled: the verdicts do not add up to the shard's requests.
+        """
+        counts: Counter[str] = Counter({"succeeded": len(self._done)})
+        others: dict[str, Reply] = {}
+        for custom_id in sorted(self._open):
+            reply, raw = self._held.get(custom_id) or (absent(custom_id), None)
+            self._part.add(custom_id, reply, raw)
+            counts[reply.verdict] += 1
+            others[custom_id] = reply
+        self._part.flush()
+        if sum(counts.values()) != self._size:
+            raise Unreconciled(f"{self._size} requests were sent, {sum(counts.values())} have a verdict")
+        kept: dict[str, int] = {verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]}
+        return Parsed(others, kept, self._unreadable, self._duplicates, self._foreign,
+                      dict(self._part.usage), dict(self._part.service_tiers))  # fmt: skip
+
+
+def reconcile(files: ResponseFiles, request_file: Path, part: Path, answer: Answer) -> Parsed:
+    """Reads a batch's files into a result part, with one row for every request of its shard."""
+    schema = result_schema(answer)
+    ids = list(custom_ids(request_file))
+    with write_parquet(part, schema) as table:
+        reconciler = Reconciler(ids, answer_reader(answer), PartWriter(table, schema, files.batch.batch_id))
+        for path in (files.output, files.error):
+            if path is not None:
+                with path.open("rb") as lines:
+                    reconciler.take(lines)
+        return reconciler.finish(absent_reply(files.batch, ids))
+
+
+def restore_parts(run: Run) -> None:
+    """Makes result parts anew that are gone, from what the provider sent back.
+
+    Raises:
+        LedgerError: that is gone too, or comes to other verdicts than it did.
+    """
+    folder = run.folder
+    for shard, batch in missing_parts(folder.results, run.ledger.shards(run.job.name)):
+        part = folder.results / part_name(shard, batch)
+        files = collected_files(folder.responses, batch)
+        parsed = reconcile(files, whole_file(folder, shard, run.job.profile), part, answer_of(run.job))
+        if parsed.counts != batch.verdicts:
+            part.unlink()
+            raise LedgerError(
+                f"{part} is missing, and {folder.responses} gives other verdicts ({parsed.counts}) than were collected "
+                f"({batch.verdicts}): restore both from a backup"
+            )
+        logger.warning("%s was missing: made anew from responses/", part.name)

@@ -1,0 +1,79 @@
+"""Sending a line until it has an answer worth keeping."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import Final
+
+from overnight.endpoint.storage.lines import Answer, Failure, usage_of
+from overnight.endpoint.upstream.upstream import Upstream, UpstreamError, UpstreamTimeoutError
+from overnight.endpoint.work.gate import LONGEST_PAUSE, Report, Slot
+
+MAX_ATTEMPTS: Final = 5
+_FIRST_DELAY_SECONDS: Final = 0.5
+_LONGEST_DELAY_SECONDS: Final = 30.0
+
+
+def is_retryable(status: int) -> bool:
+    """Whether the same request may fare better later."""
+    return status in {408, 409, 429} or status >= 500
+
+
+def retry_delay(attempt: int, retry_after: float | None, jitter: float) -> float:
+    """Return the seconds to wait after failed attempt number `attempt` (from 1); `jitter` is from 0 to 1.
+
+    An upstream that says how long is believed, up to LONGEST_PAUSE; else the delay doubles, spread over its upper half.
+    """
+    if retry_after is not None:
+        return min(LONGEST_PAUSE, retry_after) + jitter * _FIRST_DELAY_SECONDS
+    delay = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2.0 ** (attempt - 1))
+    return delay * (0.5 + jitter / 2)
+
+
+def report_of(outcome: Answer | Failure, seconds: float, retry_after: float | None) -> Report:
+    """Say what an attempt tells about the upstream."""
+    if isinstance(outcome, Failure) or outcome.status_code >= 500:
+        return Report("failed", seconds, retry_after)
+    return Report("refused" if outcome.status_code == 429 else "answered", seconds, retry_after)
+
+
+class Attempts:
+    """Sends lines to one upstream, each up to MAX_ATTEMPTS times."""
+
+    def __init__(self, upstream: Upstream, observe: Callable[[Report], None]) -> None:
+        """Tell `observe` of every attempt."""
+        self._upstream, self._observe = upstream, observe
+
+    async def answer(self, slot: Slot, path: str, body: bytes) -> Answer | Failure:
+        """Return the first answer that is worth keeping, or the last failure; the slot is held at the end.
+
+        It is given back while a line waits to be tried again, so that such lines hold up no other.
+        """
+        attempt = 1
+        while True:
+            outcome, retry_after = await self._attempt(slot, path, body)
+            done = isinstance(outcome, Answer) and not is_retryable(outcome.status_code)
+            if done or attempt == MAX_ATTEMPTS:
+                return outcome
+            slot.release()
+            await asyncio.sleep(retry_delay(attempt, retry_after, random.random()))  # noqa: S311 - spreads retries only
+            await slot.regain()
+            attempt += 1
+
+    async def _attempt(self, slot: Slot, path: str, body: bytes) -> tuple[Answer | Failure, float | None]:
+        began = time.monotonic()
+        outcome: Answer | Failure
+        retry_after = None
+        try:
+            outcome, retry_after = await self._upstream.send(path, body)
+        except UpstreamTimeoutError as error:
+            outcome = Failure("request_timeout", str(error))
+        except UpstreamError as error:
+            outcome = Failure("upstream_error", str(error))
+        report = report_of(outcome, time.monotonic() - began, retry_after)
+        counted = slot.counts_tokens and isinstance(outcome, Answer) and outcome.body
+        tokens = usage_of(counted).total_tokens if counted else 0
+        slot.settle(report, tokens)
+        self._observe(report)
+        return outcome, retry_after

@@ -1,0 +1,85 @@
+"""What kind of answer a task asks for, and the strict schemas of the presets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from overnight.job.schema import Column, columns_of
+
+_FIELD_TYPES: dict[str, dict[str, Any]] = {
+    "string": {"type": ["string", "null"]}, "integer": {"type": ["integer", "null"]},
+    "number": {"type": ["number", "null"]}, "boolean": {"type": ["boolean", "null"]},
+    "strings": {"type": "array", "items": {"type": "string"}},
+}  # fmt: skip
+
+
+def label_schema(name: str, labels: Iterable[str]) -> dict[str, Any]:
+    """The strict schema of one label out of a list."""
+    return _closed({name: {"type": "string", "enum": list(labels)}})
+
+
+def object_schema(fields: Mapping[str, str]) -> dict[str, Any]:
+    """The strict schema of named, typed fields, null where a text does not state them."""
+    return _closed({name: _FIELD_TYPES[kind] for name, kind in fields.items()})
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What kind of answer a task asks for."""
+
+    kind: Literal["text", "json", "label", "embedding", "moderation", "raw"]
+    schema: Mapping[str, Any] | None = None
+    labels: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+
+    @staticmethod
+    def text() -> Answer:
+        """Free text."""
+        return Answer("text")
+
+    @staticmethod
+    def structured(schema: Mapping[str, Any]) -> Answer:
+        """A JSON object that fits a schema; its properties become columns."""
+        return Answer("json", schema=schema, columns=columns_of(schema))
+
+    @staticmethod
+    def label(labels: tuple[str, ...], schema: Mapping[str, Any] | None) -> Answer:
+        """One of the labels: in a JSON object where a schema is given, as plain text where not."""
+        return Answer("label", schema=schema, labels=labels)
+
+    @staticmethod
+    def embedding() -> Answer:
+        """A list of floats."""
+        return Answer("embedding")
+
+    @staticmethod
+    def moderation() -> Answer:
+        """`flagged` or `not flagged`, and the categories that are."""
+        columns = (
+            Column("flagged", pa.bool_(), nested=False),
+            Column("categories", pa.list_(pa.string()), nested=False),
+        )
+        return Answer("moderation", columns=columns)
+
+    @staticmethod
+    def raw() -> Answer:
+        """Whatever the body holds: nothing is known of what was asked for."""
+        return Answer("raw")
+
+    @property
+    def type(self) -> pa.DataType:
+        """The Arrow type of the `answer` column."""
+        return pa.list_(pa.float32()) if self.kind == "embedding" else pa.string()

@@ -1,0 +1,369 @@
+"""The ledger: what was planned, sent, paid and collected. It never holds rows of a dataset, nor keys.
+
+SQLite beside the runs by default; one PostgreSQL database (`OVERNIGHT_LEDGER_URL`) where several machines share the
+work. Every function is one transaction, so a process killed between two of them leaves a state that the next one
+continues from.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+from uuid import uuid4
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from overnight.errors import LedgerError
+from overnight.ledger.records import Batch, JobRecord, NewShard, Shard
+from overnight.ledger.states import AT_PROVIDER, OPEN, STEPS, State
+from overnight.ledger.tables import BATCHES, JOBS, LEARNED, LEASES, METADATA, SHARDS, add_new_columns
+
+_LEARNED_SECONDS = 86_400.0
+
+
+class Ledger:
+    """The database of one home."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._engine = sa.create_engine(url, **_engine_options(url))
+        except (sa.exc.ArgumentError, ImportError) as error:  # the URL itself may hold a password
+            raise LedgerError(
+                "OVERNIGHT_LEDGER_URL cannot be used: it has to start with sqlite:/// or postgresql+psycopg:// "
+                f"({type(error).__name__})"
+            ) from None
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _configure_sqlite)
+            sa.event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        with self._transaction() as connection:
+            METADATA.create_all(connection)
+            add_new_columns(connection)
+
+    @staticmethod
+    def of(home: Path) -> Ledger:
+        """The ledger of a home: `OVERNIGHT_LEDGER_URL`, or `ledger.db` in it.
+
+        Raises:
+            LedgerError: the database cannot be opened or read.
+        """
+        if url := os.environ.get("OVERNIGHT_LEDGER_URL"):
+            return _open(url)
+        path = home / "ledger.db"
+        gone = not path.exists() or not path.stat().st_size
+        if gone and (sent := next(home.glob("*/requests/*.jsonl"), None)) is not None:
+            raise LedgerError(
+                f"the ledger {path} is gone or empty, and {sent.parent.parent} was sent by it: restore it from a "
+                "backup; or move that folder away too, and pay for its requests again"
+            )
+        return _open(f"sqlite:///{path}")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except sa.exc.DBAPIError as error:
+            where = self._engine.url.render_as_string(hide_password=True)
+            raise LedgerError(f"the ledger {where} cannot be used: {error.orig}. {_mend(str(error.orig))}") from None
+
+    def job(self, name: str) -> JobRecord | None:
+        """The job as it was last built."""
+        with self._transaction() as connection:
+            found = connection.execute(sa.select(JOBS).where(JOBS.c.name == name)).mappings().first()
+        return JobRecord(**found) if found else None
+
+    def jobs(self) -> list[str]:
+        """Names of all jobs, in order."""
+        with self._transaction() as connection:
+            return list(connection.execute(sa.select(JOBS.c.name).order_by(JOBS.c.name)).scalars())
+
+    def shards(self, job: str) -> list[Shard]:
+        """A job's shards with their attempts, in the order in which they were planned."""
+        with self._transaction() as connection:
+            rows = (
+                connection.execute(sa.select(SHARDS).where(SHARDS.c.job == job).order_by(SHARDS.c.id)).mappings().all()
+            )
+            of_job = sa.select(BATCHES).join(SHARDS).where(SHARDS.c.job == job).order_by(BATCHES.c.id)
+            batches = [_batch(row) for row in connection.execute(of_job).mappings()]
+        grouped: dict[int, list[Batch]] = {}
+        for batch in batches:
+            grouped.setdefault(batch.shard_id, []).append(batch)
+        return [Shard(**row, batches=tuple(grouped.get(row["id"], ()))) for row in rows]
+
+    def shard(self, shard_id: int) -> Shard:
+        """One shard with its attempts."""
+        with self._transaction() as connection:
+            row = connection.execute(sa.select(SHARDS).where(SHARDS.c.id == shard_id)).mappings().one()
+            found = connection.execute(
+                sa.select(BATCHES).where(BATCHES.c.shard_id == shard_id).order_by(BATCHES.c.id)
+            ).mappings()
+            return Shard(**row, batches=tuple(_batch(one) for one in found))
+
+    def next_round(self, job: str) -> int:
+        """The first round number that no shard of the job has."""
+        with self._transaction() as connection:
+            last = connection.execute(sa.select(sa.func.max(SHARDS.c.round)).where(SHARDS.c.job == job)).scalar()
+        return (last or 0) + 1
+
+    def plan(self, record: JobRecord, shards: Sequence[NewShard], *, drop: Sequence[int] = ()) -> None:
+        """Writes a build: the job as it is now, and its new shards, in place of some that were never sent (`drop`)."""
+        values = {name: getattr(record, name) for name in record.__dataclass_fields__}
+        unsent = [State.UPLOADING, State.UPLOADED, State.REFUSED]
+        with self._transaction() as connection:
+            sent = sa.select(BATCHES.c.id).where(BATCHES.c.shard_id.in_(drop), BATCHES.c.state.not_in(unsent))
+            if connection.execute(sent).first():
+                raise LedgerError(
+                    "another process sent what was built anew here (was the machine asleep?): run it again"
+                )
+            begun = BATCHES.c.shard_id.in_(drop) & BATCHES.c.state.in_([State.UPLOADING, State.UPLOADED])
+            connection.execute(sa.update(BATCHES).where(begun).values(state=State.REFUSED))
+            connection.execute(sa.update(SHARDS).where(SHARDS.c.id.in_(drop)).values(settled=True))
+            connection.execute(sa.delete(JOBS).where(JOBS.c.name == record.name))
+            connection.execute(sa.insert(JOBS).values(**values))
+            _insert_shards(connection, record.name, shards)
+
+    def stop(self, job: str, reason: str) -> None:
+        """Sends nothing more of a job: shards without a batch at the provider are settled as they are.
+
+        The next build takes the job up again.
+        """
+        mine = sa.select(SHARDS.c.id).where(SHARDS.c.job == job, sa.not_(SHARDS.c.settled))
+        begun = BATCHES.c.shard_id.in_(mine) & BATCHES.c.state.in_([State.UPLOADING, State.UPLOADED])
+        sent = sa.select(BATCHES.c.shard_id).where(BATCHES.c.state.in_(OPEN))
+        with self._transaction() as connection:
+            connection.execute(sa.update(JOBS).where(JOBS.c.name == job).values(stopped=reason))
+            connection.execute(sa.update(BATCHES).where(begun).values(state=State.REFUSED))
+            unsent = SHARDS.c.id.in_(mine) & SHARDS.c.id.not_in(sent)
+            connection.execute(sa.update(SHARDS).where(unsent).values(settled=True))
+
+    def joined(self, job: str, at: float, seconds: float) -> None:
+        """Notes that the joined table holds all answers there are."""
+        with self._transaction() as connection:
+            connection.execute(sa.update(JOBS).where(JOBS.c.name == job).values(joined_at=at, seconds=seconds))
+
+    def start_attempt(self, shard_id: int, at: float, *, file_id: str | None = None) -> Batch:
+        """Opens an attempt, in `uploading`, or in `uploaded` where the file of an earlier one is still good.
+
+        Raises:
+            LedgerError: the shard is settled, or has an open attempt already.
+        """
+        state = State.UPLOADED if file_id else State.UPLOADING
+        with self._transaction() as connection:
+            of_shard = sa.select(SHARDS.c.settled).where(SHARDS.c.id == shard_id).with_for_update()
+            settled = connection.execute(of_shard).scalar_one()
+            others = sa.select(BATCHES.c.id).where(BATCHES.c.shard_id == shard_id, BATCHES.c.state.in_(OPEN))
+            if settled or connection.execute(others).first():
+                raise LedgerError(f"shard {shard_id} is settled or has an open attempt: another process works on it")
+            values = {"shard_id": shard_id, "token": uuid4().hex, "state": state, "started_at": at, "file_id": file_id}
+            connection.execute(sa.update(SHARDS).where(SHARDS.c.id == shard_id).values(hold_until=None))
+            row = connection.execute(sa.insert(BATCHES).values(**values).returning(*BATCHES.c)).mappings().one()
+            return _batch(row)
+
+    def move(self, batch: Batch, to: State, **values: Any) -> Batch:
+        """Takes one step of the state machine.
+
+        Raises:
+            LedgerError: the step does not exist, or another process took one first.
+        """
+        with self._transaction() as connection:
+            return _move(connection, batch, to, values)
+
+    def begin_create(self, batch: Batch, owner: str, now: float) -> Batch:
+        """Takes the step before the paid call: to `creating`, and only while `owner` holds the job's lease.
+
+        Raises:
+            LedgerError: the lease was lost, or another process took a step first.
+        """
+        with self._transaction() as connection:
+            job = sa.select(SHARDS.c.job).where(SHARDS.c.id == batch.shard_id).scalar_subquery()
+            held = sa.select(LEASES.c.owner).where(LEASES.c.job == job, LEASES.c.until > now).with_for_update()
+            if connection.execute(held).scalar() != owner:
+                raise LedgerError("this process lost its lease on the job (was the machine asleep?): run it again")
+            return _move(connection, batch, State.CREATING, {"creating_at": now, "creates": batch.creates + 1})
+
+    def split(self, shard: Shard, pieces: Sequence[NewShard]) -> None:
+        """Plans smaller shards in place of one that has no open attempt.
+
+        Raises:
+            LedgerError: it has one.
+        """
+        with self._transaction() as connection:
+            others = sa.select(BATCHES.c.id).where(BATCHES.c.shard_id == shard.id, BATCHES.c.state.in_(OPEN))
+            if connection.execute(others).first():
+                raise LedgerError(f"shard {shard.file_name} has an open attempt: it cannot be split")
+            connection.execute(sa.update(SHARDS).where(SHARDS.c.id == shard.id).values(settled=True))
+            _insert_shards(connection, shard.job, list(pieces))
+
+    def enqueued(self, provider: str, model: str) -> int:
+        """Estimated tokens in the provider's queue, of all jobs of this ledger."""
+        waiting = sa.select(sa.func.sum(SHARDS.c.tokens)).join(BATCHES).where(
+            SHARDS.c.provider == provider, SHARDS.c.model == model, BATCHES.c.state.in_(AT_PROVIDER)
+        )  # fmt: skip
+        with self._transaction() as connection:
+            return int(connection.execute(waiting).scalar() or 0)
+
+    def learned_limit(self, provider: str, model: str, now: float) -> int | None:
+        """The enqueued tokens that the provider was seen to take; None where it refused nothing for a day."""
+        found = sa.select(LEARNED.c.tokens).where(
+            LEARNED.c.provider == provider, LEARNED.c.model == model, LEARNED.c.at > now - _LEARNED_SECONDS
+        )
+        with self._transaction() as connection:
+            return connection.execute(found).scalar()
+
+    def learn_limit(self, provider: str, model: str, tokens: int, now: float) -> None:
+        """Notes the enqueued tokens that the provider takes."""
+        with self._transaction() as connection:
+            _put(connection, LEARNED, {"provider": provider, "model": model, "tokens": tokens, "at": now})
+
+    def hold(self, shard_id: int, until: float | None, reason: str) -> None:
+        """Holds a shard back until a time (Unix seconds) or until there is room; the last reason is kept for good."""
+        with self._transaction() as connection:
+            held = {"hold_until": until, "hold_reason": reason}
+            connection.execute(sa.update(SHARDS).where(SHARDS.c.id == shard_id).values(**held))
+
+    def note(self, batch: Batch, **values: Any) -> None:
+        """Updates what is known of a batch (counts, status) without a step."""
+        with self._transaction() as connection:
+            connection.execute(sa.update(BATCHES).where(BATCHES.c.id == batch.id).values(**values))
+
+    def settle(self, batch: Batch, at: float, outcome: Mapping[str, Any], again: Iterable[NewShard], job: str) -> None:
+        """Closes a collected attempt with its outcome (verdicts, usage), and plans the shards of what is sent again."""
+        with self._transaction() as connection:
+            ending = {"collected_at": at, "status": batch.status, **outcome}
+            _move(connection, batch, State.COLLECTED, ending)
+            connection.execute(sa.update(SHARDS).where(SHARDS.c.id == batch.shard_id).values(settled=True))
+            _insert_shards(connection, job, list(again))
+
+    def end(self, batch: Batch, **values: Any) -> bool:
+        """Notes that a submitted batch has ended; False where another process did so first."""
+        with self._transaction() as connection:
+            return _try_move(connection, batch, State.ENDED, values) is not None
+
+    def refuse(self, batch: Batch, at: float, hold_until: float, reason: str) -> None:
+        """Closes an attempt that the provider turned away as a whole, and holds its shard back.
+
+        Does nothing where another process was first.
+        """
+        with self._transaction() as connection:
+            if _try_move(connection, batch, State.REFUSED, {"collected_at": at}) is None:
+                return
+            held = {"hold_until": hold_until, "hold_reason": reason}
+            connection.execute(sa.update(SHARDS).where(SHARDS.c.id == batch.shard_id).values(**held))
+
+    def acquire(self, job: str, owner: str, now: float, until: float) -> str | None:
+        """Takes or renews a job's lease; returns the owner who holds it instead, if any."""
+        with self._transaction() as connection:
+            free = (LEASES.c.owner == owner) | (LEASES.c.until <= now)
+            _put(connection, LEASES, {"job": job, "owner": owner, "until": until}, free)
+            holder = connection.execute(sa.select(LEASES.c.owner).where(LEASES.c.job == job)).scalar_one()
+            return None if holder == owner else str(holder)
+
+    def release(self, job: str, owner: str) -> None:
+        """Gives a job's lease back."""
+        with self._transaction() as connection:
+            connection.execute(sa.delete(LEASES).where(LEASES.c.job == job, LEASES.c.owner == owner))
+
+    def close(self) -> Self:
+        """Closes the connections; the next call opens new ones."""
+        self._engine.dispose()
+        return self
+
+
+def _mend(said: str) -> str:
+    """What to do about a database's error."""
+    if re.search("locked|busy", said):
+        return "Another process holds it for long: run the job again when that has ended"
+    if re.search("connection|connect|translate host|password authentication", said, re.IGNORECASE):
+        return "Check OVERNIGHT_LEDGER_URL and that the database server answers; then run the job again"
+    if re.search("full|disk I/O|readonly|unable to open", said):
+        return "Make room, or make it writable, and run the job again: it goes on where it was"
+    return (
+        "It is left as it is: restore it from a backup, or move it away together with the folder of runs to start anew"
+    )
+
+
+def ledger_exists(home: Path) -> bool:
+    """Whether opening the home's ledger would find one, rather than make one."""
+    return bool(os.environ.get("OVERNIGHT_LEDGER_URL")) or (home / "ledger.db").exists()
+
+
+def _put(
+    connection: sa.Connection, table: sa.Table, values: Mapping[str, Any], where: sa.ColumnElement[bool] | None = None
+) -> None:
+    """Writes a row, in place of the one of its key where `where` holds of that.
+
+    It is one statement, so that on PostgreSQL too no process comes between the look and the writing.
+    """
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    keys = [column.name for column in table.primary_key]
+    others = {name: value for name, value in values.items() if name not in keys}
+    connection.execute(
+        insert(table).values(**values).on_conflict_do_update(index_elements=keys, set_=others, where=where)
+    )
+
+
+def _insert_shards(connection: sa.Connection, job: str, shards: Sequence[NewShard]) -> None:
+    if shards:
+        connection.execute(
+            sa.insert(SHARDS),
+            [
+                {"job": job, "settled": False} | {name: getattr(shard, name) for name in NewShard.__dataclass_fields__}
+                for shard in shards
+            ],
+        )
+
+
+def _move(connection: sa.Connection, batch: Batch, to: State, values: Mapping[str, Any]) -> Batch:
+    moved = _try_move(connection, batch, to, values)
+    if moved is None:
+        raise LedgerError(f"batch attempt {batch.id} is no longer {batch.state}: another process moved it on")
+    return moved
+
+
+def _try_move(connection: sa.Connection, batch: Batch, to: State, values: Mapping[str, Any]) -> Batch | None:
+    if to not in STEPS[batch.state]:
+        raise LedgerError(f"batch attempt {batch.id} cannot go from {batch.state} to {to}")
+    step = (
+        sa.update(BATCHES)
+        .where(BATCHES.c.id == batch.id, BATCHES.c.state == batch.state, BATCHES.c.creates == batch.creates)
+        .values(state=to, **values)
+        .returning(*BATCHES.c)
+    )
+    row = connection.execute(step).mappings().first()
+    return None if row is None else _batch(row)
+
+
+def _batch(row: sa.RowMapping) -> Batch:
+    values: dict[str, Any] = {str(name): value for name, value in row.items()}
+    return Batch(**values | {"state": State(values["state"])})
+
+
+def _engine_options(url: str) -> dict[str, Any]:
+    return {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    """WAL with full syncs: an intent to pay has to survive a power cut as well as a kill."""
+    connection.isolation_level = None  # SQLAlchemy's own BEGIN IMMEDIATE stands in the listener beside this one
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+_opening = threading.Lock()
+
+
+def _open(url: str) -> Ledger:
+    with _opening:
+        return _cached(url)
+
+
+@cache
+def _cached(url: str) -> Ledger:
+    return Ledger(url)

@@ -1,0 +1,118 @@
+"""What the ledger tells: jobs, shards and batch attempts, as frozen records. Times are Unix seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from overnight.ledger.states import OPEN, State
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job as it was last built."""
+
+    name: str
+    job: dict[str, Any]
+    definition: dict[str, Any]
+    fingerprint: str
+    rows: int
+    requests: int
+    built_at: float
+    joined_at: float | None = None
+    seconds: float | None = None
+    stopped: str | None = None
+    """Why nothing more of it is sent, until it is built again."""
+
+
+@dataclass(frozen=True)
+class NewShard:
+    """A request file that is to be planned."""
+
+    round: int
+    number: int
+    key: str
+    requests: int
+    bytes: int
+    tokens: int
+    """Estimated input tokens."""
+    model: str
+    url: str
+    provider: str = ""
+    """Whose queue it goes into: the profile's name and address."""
+    attempt: int = 1
+    """Which attempt of its requests this is, from 1; what did not count as one is not counted."""
+    reask: int = 0
+    """How often its requests were asked again because their answers were invalid."""
+    canary: int | None = None
+    """The round whose first requests it holds, which are tried before the others."""
+
+    @property
+    def file_name(self) -> str:
+        """Its name in the job's `requests` folder."""
+        return f"{self.round:04d}-{self.number:04d}.jsonl"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One attempt to have a shard answered."""
+
+    id: int
+    shard_id: int
+    token: str
+    state: State
+    started_at: float
+    creating_at: float | None = None
+    """When the last create call was about to be made."""
+    creates: int = 0
+    """How many create calls were about to be made: more than one where a lost one was given up."""
+    file_id: str | None = None
+    batch_id: str | None = None
+    status: str | None = None
+    submitted_at: float | None = None
+    deadline_at: float | None = None
+    ended_at: float | None = None
+    collected_at: float | None = None
+    cancelled_by_us: bool = False
+    misses: int = 0
+    """How often in a row the provider did not know the batch."""
+    cleaned: bool = False
+    """Whether its files were deleted at the provider."""
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    done: int | None = None
+    failed: int | None = None
+    errors: list[list[Any]] | None = None
+    """Errors of the whole batch: code, message, line of the input file from 1 or None."""
+    verdicts: dict[str, int] | None = None
+    """How many requests got which verdict."""
+    usage: dict[str, int] | None = None
+    """Tokens of all its answers, whatever their verdict: input_tokens, output_tokens, cached_tokens; and `unmetered`,
+    how many answers told none."""
+    service_tiers: dict[str, int] | None = None
+    """How many answers name which service tier."""
+    hours: dict[str, int] | None = None
+    """What ran in cheap hours, where the endpoint tells: off_peak_lines, peak_lines, off_peak_tokens, peak_tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard(NewShard):
+    """A planned shard and all its attempts, oldest first."""
+
+    id: int
+    job: str
+    settled: bool
+    hold_until: float | None
+    hold_reason: str | None
+    """Why it was held back last; kept when it is sent."""
+    batches: tuple[Batch, ...] = ()
+
+    @property
+    def sent(self) -> bool:
+        """Whether it has, or may have, a batch at the provider, or files that are not collected."""
+        return self.open_batch is not None and self.open_batch.state not in (State.UPLOADING, State.UPLOADED)
+
+    @property
+    def open_batch(self) -> Batch | None:
+        """The attempt that still has a step to take."""
+        return next((batch for batch in self.batches if batch.state in OPEN), None)

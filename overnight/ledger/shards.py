@@ -1,0 +1,140 @@
+"""Request files: a stream of lines cut under the provider's limits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from overnight.job.profiles import Profile
+from overnight.ledger.records import NewShard
+from overnight.rows.requests import Kind
+from overnight.rows.tokens import BYTES_PER_TOKEN, estimated_tokens
+
+
+class Limit(NamedTuple):
+    """The most that one shard may hold."""
+
+    requests: int
+    bytes: int
+    """Newlines included."""
+
+
+def shard_limit(profile: Profile) -> Limit:
+    """A shard's limits at a provider; a shard above the token queue's limit could never be enqueued."""
+    tokens = profile.max_enqueued_tokens
+    size = min(profile.max_bytes, tokens * BYTES_PER_TOKEN) if tokens else profile.max_bytes
+    return Limit(profile.max_requests, size)
+
+
+def shard_hash(url: str, profile: Profile) -> hashlib.blake2b:
+    """The start of a shard's key: the file's bytes are hashed into it."""
+    return hashlib.blake2b(f"{url} {profile.name} {profile.base_url}\n".encode(), digest_size=16)
+
+
+def file_key(path: Path, url: str, profile: Profile) -> str:
+    """The key of a request file as it is on disk."""
+    found = shard_hash(url, profile)
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+class ShardWriter:
+    """Writes lines of one kind into files `<round>-<number>.jsonl`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        round_: int,
+        numbers: Iterator[int],
+        profile: Profile,
+        kind: Kind,
+        attempt: int = 1,
+        reask: int = 0,
+        canary: int | None = None,
+        first: int | None = None,
+    ) -> None:
+        """Makes a writer; the first line makes the first file.
+
+        Args:
+            folder: where the files go.
+            round_: the round of all its shards.
+            numbers: gives each file its number, and is shared by the writers of a round.
+            profile: whose limits count.
+            kind: of all lines.
+            attempt: of all requests.
+            reask: how often their answers were invalid.
+            canary: the round of the canary that they belong to.
+            first: how many of the first requests are a canary of this round, in files of their own.
+        """
+        self._folder, self._round, self._numbers = folder, round_, numbers
+        self._profile, self._kind, self._attempt, self._reask = profile, kind, attempt, reask
+        self._canary, self._first = canary, first or 0
+        self._limit = shard_limit(profile)
+        self._shards: list[NewShard] = []
+        self._count = 0
+
+    def write(self, lines: Sequence[bytes]) -> None:
+        """Appends lines, opening new files as the limits demand."""
+        while lines:
+            if not self._count:
+                self._open()
+            ends = list(accumulate(map(len, lines)))
+            fit = min(int(np.searchsorted(ends, self._limit.bytes - self._size, side="right")),
+                      min(self._limit.requests, self._first or self._limit.requests) - self._count)  # fmt: skip
+            if fit > 0 or not self._count:
+                fit = max(fit, 1)
+                self._append(b"".join(lines[:fit]), fit)
+                lines = lines[fit:]
+            if lines:
+                self._close()
+
+    def finish(self) -> list[NewShard]:
+        """Ends the last file; returns all that were written."""
+        if self._count:
+            self._close()
+        return self._shards
+
+    def discard(self) -> None:
+        """Closes a file that an error left open; the staging folder goes with it."""
+        if self._count:
+            self._stream.close()
+
+    def _open(self) -> None:
+        self._number = next(self._numbers)
+        path = self._folder / f"{self._round:04d}-{self._number:04d}.jsonl"
+        self._stream: BinaryIO = path.open("wb", buffering=1 << 20)
+        self._count = self._size = 0
+        self._hash = shard_hash(self._kind.url, self._profile)
+
+    def _append(self, text: bytes, count: int) -> None:
+        self._stream.write(text)
+        self._hash.update(text)
+        self._count += count
+        self._size += len(text)
+
+    def _close(self) -> None:
+        self._stream.close()
+        self._shards.append(
+            NewShard(
+                round=self._round,
+                number=self._number,
+                key=self._hash.hexdigest(),
+                requests=self._count,
+                bytes=self._size,
+                tokens=estimated_tokens(self._count, max(0, self._size - self._count * self._kind.frame)),
+                model=self._kind.model,
+                url=self._kind.url,
+                provider=self._profile.queue,
+                attempt=self._attempt,
+                reask=self._reask,
+                canary=self._round if self._first else self._canary,
+            )
+        )
+        self._count, self._first = 0, max(0, self._first - self._count)

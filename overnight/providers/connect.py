@@ -1,0 +1,51 @@
+"""From a profile to its provider: the address, the key, and the embedded endpoint where that is what it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from overnight.job.profiles import Profile
+from overnight.ledger.run import Run
+from overnight.providers.local import local_endpoint
+from overnight.providers.provider import Provider
+
+
+def is_embedded(profile: Profile) -> bool:
+    """Whether the embedded endpoint is meant, which is started where it does not run."""
+    return profile.name == "local" and profile.base_url is None
+
+
+def check_address(run: Run) -> None:
+    """Asks the provider, unless the embedded endpoint or Prefect would have to be started for it.
+
+    Raises:
+        NoBatchApi, ProviderError, ProviderUnavailable, Unauthorized: it cannot be used.
+    """
+    if not is_embedded(run.job.profile) and run.job.provider.credentials is None:
+        with connect(run.job.profile, run.home) as provider:
+            provider.check()
+
+
+def connect(
+    profile: Profile,
+    home: Path,
+    api_key: str | None = None,
+    organization: str | None = None,
+    project: str | None = None,
+) -> Provider:
+    """Makes a provider; starts the home's embedded endpoint for the `local` profile without a base_url.
+
+    Args:
+        profile: who it is.
+        home: where the embedded endpoint keeps its batches.
+        api_key: a key from elsewhere than the environment.
+        organization: of the account, where a key has several.
+        project: the same.
+
+    Raises:
+        NoBatchApi, ProviderError, Unauthorized: as `Provider` does.
+        Terminal: the embedded endpoint does not start.
+    """
+    if is_embedded(profile):
+        profile = profile.overridden(base_url=local_endpoint(home))
+    return Provider(profile, api_key, organization, project)

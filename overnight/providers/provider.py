@@ -1,0 +1,371 @@
+"""The provider: the Files and Batches calls, made through the openai SDK and read with suspicion.
+
+The SDK validates no reply (a missing field is None, a page of HTML a `str`), retries a create that may have made a paid
+batch, and lists without end where a server does not page. All of that is settled here; the rest of overnight sees
+`RemoteBatch` and the errors of `overnight.errors`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import httpx2
+import openai
+
+from overnight.errors import (
+    DownloadCut,
+    NoBatchApi,
+    NotFound,
+    OvernightError,
+    ProviderError,
+    ProviderUnavailable,
+    ReplyLost,
+    Unauthorized,
+)
+from overnight.job.profiles import Profile
+from overnight.providers.download import is_address, opened_address, receive
+from overnight.providers.replies import (
+    RemoteBatch,
+    RemoteFile,
+    all_before,
+    error_text,
+    refusal,
+    remote_batch,
+    remote_file,
+)
+
+MAX_LIST_PAGES = 50
+_PAGE = 100
+_UPLOAD_SECONDS_PER_MB = 5
+_DOWNLOAD_TRIES = 4
+_NO_KEY = "none"
+_OUTPUT_EXPIRY: Any = {"anchor": "created_at", "seconds": 30 * 86_400}
+
+
+class Provider:
+    """One account at one provider; a context that closes its connections."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        api_key: str | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+    ) -> None:
+        """Makes a client; nothing is sent.
+
+        Args:
+            profile: who it is.
+            api_key: the key, where it is not in the profile's environment variable.
+            organization: sent as `OpenAI-Organization`.
+            project: sent as `OpenAI-Project`.
+
+        Raises:
+            NoBatchApi: the profile has no Batch API.
+            ProviderError: there is no address.
+            Unauthorized: there is no key.
+        """
+        self.profile = profile
+        require_batch_api(profile)
+        if not profile.base_url:
+            raise ProviderError(f"the profile {profile.name!r} has no address: set provider.base_url")
+        self.address = profile.base_url
+        key = api_key or _key_from_environment(profile)
+        self._has_key = key != _NO_KEY
+        self._client = openai.OpenAI(
+            base_url=self.address, api_key=key, organization=organization, project=project, max_retries=2, timeout=60
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def check(self) -> None:
+        """Asks for the newest batch: shows that address, key and Batch API are there, and costs nothing.
+
+        Raises:
+            Unauthorized, NoBatchApi, ProviderUnavailable, ProviderError: as the reply says.
+        """
+        try:
+            page = self._page(1, None)
+        except NotFound as error:
+            raise NoBatchApi(
+                f"{self.address} has no Batch API ({error.message}); check provider.base_url (most end in /v1), or put "
+                "`overnight endpoint --upstream` before it"
+            ) from None
+        if page is None:
+            raise NoBatchApi(f"{self.address} answers with a page that is no API reply; check provider.base_url")
+
+    def _page(self, limit: int, after: str | None) -> dict[str, Any] | None:
+        """One page of the list of batches; None where the reply is not one.
+
+        The call goes around the SDK's page object, which fails on a page of HTML or a bare list (Together).
+        """
+        query = {"limit": limit, "after": after} if after else {"limit": limit}
+        with self._translated("list batches"):
+            page: Any = self._client.get("/batches", cast_to=object, options={"params": query})
+        if isinstance(page, list):
+            return {"data": page}
+        return page if isinstance(page, dict) and isinstance(page.get("data"), list) else None
+
+    def upload(self, path: Path, name: str | None = None) -> RemoteFile:
+        """Uploads a request file, streamed, under its own or another name. Costs nothing."""
+        size = path.stat().st_size
+        timeout = max(600.0, size / 1e6 * _UPLOAD_SECONDS_PER_MB)
+        with self._translated("upload"), path.open("rb") as stream:
+            uploaded = self._client.files.create(
+                file=(name or path.name, stream, "application/jsonl"),
+                purpose=_as_purpose(self.profile.purpose),
+                timeout=timeout,
+            )
+        found = remote_file(uploaded)
+        if found is None:
+            raise ProviderUnavailable(f"the upload of {path.name} was answered without a file id")
+        if found.bytes not in (None, 0, size):
+            raise ProviderUnavailable(f"{path.name} has {size:,} bytes, {found.bytes:,} arrived")
+        return found
+
+    def create(self, file_id: str, url: str, metadata: Mapping[str, str], until: float = math.inf) -> RemoteBatch:
+        """Creates a batch: the call that costs money. Sent at most once.
+
+        Args:
+            file_id: of the uploaded requests.
+            url: their endpoint.
+            metadata: by which the batch is found again.
+            until: Unix seconds after which the call is not sent any more: a process that was stopped in between does
+                not know what others did meanwhile.
+
+        Raises:
+            ReplyLost: it may or may not have made a batch, or came too late.
+            QueueFull: the provider takes no more for now; no batch was made.
+            ProviderError: it was refused; no batch was made.
+        """
+        once = self._client.with_options(max_retries=0, timeout=120)
+        if time.time() > until:
+            raise ReplyLost("the create call came too late to be sent")
+        try:
+            made = once.batches.create(
+                input_file_id=file_id,
+                endpoint=_as_endpoint(url),
+                completion_window=_as_window(self.profile.completion_window),
+                metadata=dict(metadata),
+                output_expires_after=_OUTPUT_EXPIRY if self.profile.expires_outputs else openai.omit,
+            )
+        except openai.APIStatusError as error:
+            if error.status_code >= 500 or error.status_code in (408, 409):
+                raise ReplyLost(f"the create call was answered with HTTP {error.status_code}") from None
+            raise self._refused(error, "create batch") from None
+        except openai.APIConnectionError as error:
+            if _never_sent(error):
+                raise self._refused(error, "create batch") from None
+            raise ReplyLost(f"the create call got no answer: {_cause(error)}") from None
+        except openai.OpenAIError as error:
+            raise ReplyLost(f"the create call's answer cannot be read: {error}") from None
+        batch = remote_batch(made)
+        if batch is None:
+            raise ReplyLost("the create call was answered without a batch id")
+        return batch
+
+    def retrieve(self, batch_id: str) -> RemoteBatch:
+        """Looks at one batch."""
+        with self._translated(f"retrieve {batch_id}"):
+            found = remote_batch(self._client.batches.retrieve(batch_id))
+        if found is None:
+            raise ProviderUnavailable(f"the answer about {batch_id} is not a batch")
+        return found
+
+    def batches(self, since: float = 0) -> Iterator[RemoteBatch]:
+        """The batches of the account, newest first as providers list them.
+
+        Stops when a page repeats an id: servers that ignore `after` would be listed for ever.
+
+        Args:
+            since: Unix seconds; a page of older batches, in order, ends the listing.
+
+        Raises:
+            ProviderUnavailable: a page cannot be read, or there are more than `MAX_LIST_PAGES`: the listing is not
+                complete, and nothing may be concluded from it.
+        """
+        seen: set[str] = set()
+        after: str | None = None
+        for _ in range(MAX_LIST_PAGES):
+            page = self._page(_PAGE, after)
+            if page is None:
+                raise ProviderUnavailable("the list of batches cannot be read")
+            found = [batch for batch in map(remote_batch, page["data"]) if batch is not None]
+            if len(found) < len(page["data"]):
+                raise ProviderUnavailable("the list of batches has entries that cannot be read")
+            if not found or found[0].id in seen:
+                return
+            yield from found
+            seen.update(batch.id for batch in found)
+            if page.get("has_more") is False or all_before(found, since):
+                return
+            after = found[-1].id
+        raise ProviderUnavailable(f"the list of batches goes on after {MAX_LIST_PAGES} pages")
+
+    def cancel(self, batch_id: str) -> None:
+        """Asks for a batch to be cancelled; one that has ended already stays as it is."""
+        try:
+            with self._translated(f"cancel {batch_id}"):
+                self._client.batches.cancel(batch_id)
+        except ProviderError as error:
+            if isinstance(error, Unauthorized | NotFound):
+                raise
+
+    def download(self, file_id: str, path: Path) -> int:
+        """Streams a file to `path`, whole or not at all; returns its bytes. An id may be a URL (SiliconFlow).
+
+        Raises:
+            DownloadCut: it kept arriving with fewer bytes than announced, or as a page.
+        """
+        for attempt in range(_DOWNLOAD_TRIES):
+            try:
+                return self._download_once(file_id, path)
+            except DownloadCut:
+                if attempt == _DOWNLOAD_TRIES - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _download_once(self, file_id: str, path: Path) -> int:
+        call = f"download {file_id}"
+        if is_address(file_id):
+            with self._translated(call), opened_address(file_id) as reply:
+                return receive(reply, file_id, path, lambda: None)
+        unhurried = self._client.with_options(timeout=600)
+        with self._translated(call), unhurried.files.with_streaming_response.content(file_id) as reply:
+            return receive(reply, file_id, path, lambda: self._size(file_id))
+
+    def file(self, file_id: str) -> RemoteFile | None:
+        """Looks at a file; None where the provider does not tell."""
+        try:
+            return remote_file(self._client.files.retrieve(file_id))
+        except (openai.OpenAIError, httpx2.HTTPError):
+            return None
+
+    def _size(self, file_id: str) -> int | None:
+        return (found.bytes or None) if (found := self.file(file_id)) else None
+
+    def files(self) -> list[RemoteFile]:
+        """The batch input files of the account; empty where the provider does not list them."""
+        query = {"purpose": self.profile.purpose, "limit": 1000}
+        try:
+            page: Any = self._client.get("/files", cast_to=object, options={"params": query})
+        except (openai.OpenAIError, httpx2.HTTPError):
+            return []
+        listed = page.get("data") if isinstance(page, dict) else page
+        return [file for file in map(remote_file, listed if isinstance(listed, list) else ()) if file is not None]
+
+    def all_files(self) -> Iterator[RemoteFile]:
+        """All files of the account, of any purpose, page by page.
+
+        Raises:
+            ProviderUnavailable: a page cannot be read.
+        """
+        seen: set[str] = set()
+        after: str | None = None
+        for _ in range(MAX_LIST_PAGES):
+            query = {"limit": _PAGE, "after": after} if after else {"limit": _PAGE}
+            with self._translated("list files"):
+                page: Any = self._client.get("/files", cast_to=object, options={"params": query})
+            data = page if isinstance(page, list) else page.get("data") if isinstance(page, dict) else None
+            if not isinstance(data, list):
+                raise ProviderUnavailable("the list of files cannot be read")
+            found = [file for file in map(remote_file, data) if file is not None]
+            if not found or found[0].id in seen:
+                return
+            yield from found
+            seen.update(file.id for file in found)
+            if not isinstance(page, dict) or not page.get("has_more"):
+                return
+            after = found[-1].id
+
+    def delete(self, file_id: str) -> None:
+        """Deletes a file; one that is gone already is fine."""
+        try:
+            with self._translated(f"delete {file_id}"):
+                self._client.files.delete(file_id)
+        except NotFound:
+            return
+
+    @contextmanager
+    def _translated(self, call: str) -> Iterator[None]:
+        try:
+            yield
+        except openai.OpenAIError as error:
+            raise self._refused(error, call) from None
+        except httpx2.HTTPError as error:
+            raise ProviderUnavailable(f"{call}: {_cause(error)}") from None
+
+    def _refused(self, error: openai.OpenAIError, call: str) -> OvernightError:
+        """An SDK error as one of ours, without the key, which a server may echo."""
+        found = _translate(error, call, self.address)
+        return type(found)(found.message.replace(self._client.api_key, "***")) if self._has_key else found
+
+
+def require_batch_api(profile: Profile) -> None:
+    """Refuses a provider that has no Batch API at all.
+
+    Raises:
+        NoBatchApi: says what to put before it.
+    """
+    if profile.has_batch_api:
+        return
+    raise NoBatchApi(
+        f"{profile.name} has no Batch API at {profile.base_url}. Put overnight's own before it:\n"
+        f"    overnight endpoint --upstream {profile.base_url} --key-env {profile.api_key_env}\n"
+        "and set in the job: provider: {profile: custom, base_url: http://127.0.0.1:8642/v1}"
+    )
+
+
+def _key_from_environment(profile: Profile) -> str:
+    if profile.api_key_env is None:
+        return _NO_KEY
+    if key := os.environ.get(profile.api_key_env):
+        return key
+    if profile.name == "custom":
+        return _NO_KEY
+    raise Unauthorized(f"no key for {profile.name}: set the environment variable {profile.api_key_env}")
+
+
+def _translate(error: openai.OpenAIError, call: str, address: str) -> OvernightError:
+    """An SDK error as one of ours; texts of replies are kept short."""
+    if isinstance(error, openai.APIConnectionError):
+        return ProviderUnavailable(f"cannot reach {address} ({call}): {_cause(error)}")
+    if not isinstance(error, openai.APIStatusError):
+        return ProviderUnavailable(f"{call}: {type(error).__name__}")
+    return refusal(error.status_code, error_text(error.body, error.code, error.message), call, address)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason, without addresses' query strings."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}".split("?")[0][:200]
+
+
+def _never_sent(error: openai.APIConnectionError) -> bool:
+    """The connection was not even opened, so no batch can have been made."""
+    cause = error.__cause__
+    return isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
+
+
+# The SDK's literal types are narrower than what providers take: "batch-api", "336h", "/v1/chat/ds-test".
+def _as_purpose(value: str) -> Any:
+    return value
+
+
+def _as_window(value: str) -> Any:
+    return value
+
+
+def _as_endpoint(value: str) -> Any:
+    return value

@@ -1,0 +1,138 @@
+"""What a job would send and cost, as figures and as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from overnight.job.job import Job
+from overnight.ledger.builder import Build
+from overnight.limits.budget import Spending, output_limit
+from overnight.limits.hours import hours_text
+from overnight.limits.prices import Rates, job_rates
+from overnight.rows.tokens import BYTES_PER_TOKEN
+from overnight.text import counted_of, dollars, table
+
+_MOST_SHARDS = 20
+_MOST_CHARACTERS = 1500
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job's figures before anything is sent."""
+
+    job: str
+    rows: int
+    unsendable: int
+    """Rows that cannot be sent: a null where text is needed, or too large."""
+    requests: int
+    known: int
+    """Requests that are answered already, or on their way."""
+    shards: int
+    bytes: int
+    """Of what is to be sent."""
+    input_tokens: int
+    """Estimated."""
+    output_tokens: int | None
+    """At most: every answer as long as its token limit; None where the job sets none."""
+    cost_usd: float | None
+    """Of the tokens above; None where the price is not known."""
+    cost_source: str
+    text: str
+    """All of it for people, in Markdown."""
+
+
+def make_plan(
+    job: Job,
+    build: Build,
+    samples: Sequence[Mapping[str, Any]],
+    so_far: Spending | None = None,
+    hours: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Adds a build up.
+
+    Args:
+        job: what is asked.
+        build: what would be sent.
+        samples: a few request bodies.
+        so_far: what earlier runs spent and reserved, where the job has a budget.
+        hours: the endpoint's cheap hours, where it has some.
+    """
+    sent = sum(shard.requests for shard in build.shards)
+    size = sum(shard.bytes for shard in build.shards)
+    given = sum(shard.tokens for shard in build.shards)
+    limit = output_limit(job)
+    made = None if limit is None else limit * sent
+    rates = job_rates(job)
+    cost = rates.cost(given, made or 0) if rates else None
+    source = rates.source if rates else "no price is known: set provider.prices"
+    figures = _figures(job, build, sent, size, given, made, cost, source, rates)
+    head = f"# Plan of {job.name}\n\n" + table(
+        ["", ""], [*figures, *([("cheap hours", hours_text(hours))] if hours else []), *_limits(job, so_far)]
+    )
+    text = "\n\n".join(filter(None, [head, _shards(build), _notes(job), _samples(samples)])) + "\n"
+    return Plan(job.name, build.rows, build.unsendable, build.requests, build.known, len(build.shards), size, given,
+                made, cost, source, text)  # fmt: skip
+
+
+def _figures(job: Job, build: Build, sent: int, size: int, given: int, made: int | None, cost: float | None,
+             source: str, rates: Rates | None) -> list[tuple[str, str]]:  # fmt: skip
+    bound = "up to " if made else ""
+    going = f"{counted_of(sent, 'request')} in {counted_of(len(build.shards), 'batch')}"
+    rows = [
+        ("provider", f"{job.profile.name}, {job.model or 'the models of the requests'}"),
+        ("rows", f"{build.rows:,}" + (f", {build.unsendable:,} of them cannot be sent" if build.unsendable else "")),
+        ("distinct requests", f"{build.requests:,}"),
+        ("answered already or on their way", f"{build.known:,}"),
+        ("to be sent", f"{going}, {size:,} bytes" if sent else "nothing: all is answered, or on its way"),
+        ("input tokens", f"about {given:,} (estimated at {BYTES_PER_TOKEN} bytes each)"),
+        ("output tokens", "unknown: parameters.max_tokens is not set" if made is None else f"{bound}{made:,}"),
+        (
+            "cost",
+            f"{bound if cost else ''}{dollars(cost)}{' for the input' if made is None and cost else ''} ({source})",
+        ),
+    ]
+    if rates and rates.real_time and cost:
+        rows.append(("in real time", dollars(cost * rates.real_time)))
+    return rows
+
+
+def _limits(job: Job, so_far: Spending | None) -> Iterator[tuple[str, str]]:
+    """What the job says of money and of care."""
+    limits = job.limits
+    if limits.budget_usd is not None and so_far is not None:
+        yield (
+            "limits.budget_usd",
+            f"{dollars(limits.budget_usd)}: {dollars(so_far.spent)} spent, {dollars(so_far.reserved)} reserved",
+        )
+    if limits.approve_above_usd is not None:
+        yield "limits.approve_above_usd", f"{dollars(limits.approve_above_usd)}: above it a person is asked"
+    if limits.canary_rows is not None:
+        yield "limits.canary_rows", f"{limits.canary_rows:,} requests go first, the others only when these are well"
+
+
+def _shards(build: Build) -> str:
+    shown = build.shards[:_MOST_SHARDS]
+    rows = [(s.file_name, s.model, s.url, f"{s.requests:,}", f"{s.bytes:,}", f"{s.tokens:,}") for s in shown]
+    more = f"\n\n… and {len(build.shards) - len(shown):,} more." if len(build.shards) > len(shown) else ""
+    return (
+        "## Batches\n\n" + table(["file", "model", "url", "requests", "bytes", "tokens"], rows) + more if rows else ""
+    )
+
+
+def _notes(job: Job) -> str:
+    notes = list(job.profile.notes)
+    if job.task.kind in ("classify", "extract") and job.profile.structured_output != "json_schema":
+        notes.append(
+            "It takes no JSON Schema: the prompt asks for the form, and answers that break it count as invalid."
+        )
+    return f"## {job.profile.name}\n\n" + "\n".join(f"- {note}" for note in notes) if notes else ""
+
+
+def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
+    if not samples:
+        return ""
+    shown = [json.dumps(body, indent=2, ensure_ascii=False)[:_MOST_CHARACTERS] for body in samples]
+    return "## The first requests\n\n" + "\n\n".join(f"```json\n{body}\n```" for body in shown)

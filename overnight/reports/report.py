@@ -1,0 +1,278 @@
+"""The report of a run in Markdown, with charts that Prefect's page renders (Mermaid). Pure: figures in, text out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from overnight.job.job import Job
+from overnight.ledger.records import Batch, Shard
+from overnight.ledger.states import State
+from overnight.limits.budget import batch_cost, spending
+from overnight.limits.hours import given_text
+from overnight.limits.prices import job_rates
+from overnight.reports.summary import Summary, Tally
+from overnight.store.home import shown
+from overnight.text import counted_of, dollars, duration, table
+
+_MOST_BATCHES = 200
+_MOST_BARS = 40
+_SLOWEST = 5
+_MOST_ERRORS = 30
+_GREEN, _RED, _ORANGE, _GREY, _BLUE, _TEXT = "#3fa34d", "#d64545", "#e0912f", "#8a8f98", "#4c7bd9", "#9aa4b2"
+_COLOURS = {"succeeded": _GREEN, "failed": _RED, "refused": _ORANGE, "invalid": _ORANGE}
+_PIE = {"pieTitleTextColor": _TEXT, "pieLegendTextColor": _TEXT, "pieSectionTextColor": "#ffffff", "pieOpacity": "1"}
+_BARS = {"textColor": _TEXT, "titleColor": _TEXT, "primaryTextColor": _TEXT, "taskTextColor": "#ffffff",
+          "taskTextDarkColor": "#ffffff", "taskTextOutsideColor": _TEXT, "doneTaskBkgColor": _GREEN,
+          "doneTaskBorderColor": _GREEN, "critBkgColor": _RED, "critBorderColor": _RED, "taskBkgColor": _BLUE,
+          "sectionBkgColor": "transparent", "altSectionBkgColor": "transparent", "gridColor": _GREY}  # fmt: skip
+_GANTT = {"useWidth": 640, "leftPadding": 90, "fontSize": 13, "sectionFontSize": 13, "barHeight": 20}
+
+
+class Attempt(NamedTuple):
+    """One batch of a shard."""
+
+    shard: Shard
+    batch: Batch
+
+    @property
+    def answered_all(self) -> bool:
+        """Whether every request of it was answered, and so counted."""
+        return set(self.batch.verdicts or {}) <= {"succeeded", "invalid", "refused"}
+
+    @property
+    def seconds(self) -> float | None:
+        """From its creation to its end."""
+        return (
+            self.batch.ended_at - self.batch.submitted_at if self.batch.ended_at and self.batch.submitted_at else None
+        )
+
+
+def report_text(summary: Summary, tally: Tally, shards: Sequence[Shard], job: Job) -> str:
+    """The whole report.
+
+    Args:
+        summary: the outcome.
+        tally: the counts behind it.
+        shards: all shards of the job with their batches.
+        job: what was asked.
+    """
+    attempts = [Attempt(shard, batch) for shard in shards for batch in shard.batches]
+    files = [("joined table", summary.joined), ("rows without an answer", summary.failed_rows)]
+    parts = [
+        f"# {summary.job}",
+        _rows(summary, tally),
+        _agreement(tally, job.report.compare),
+        _errors(tally),
+        _money(summary, tally, job, attempts),
+        _batches(attempts, job),
+        _held(shards),
+        "## Files\n\n" + table(["what", "where"], [(what, f"`{shown(path)}`") for what, path in files]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def pie(title: str, slices: Sequence[tuple[str, int, str]]) -> str:
+    """A Mermaid pie of names, counts and colours, largest first as Mermaid itself sorts them."""
+    shown_slices = sorted((one for one in slices if one[1]), key=lambda one: -one[1])
+    colours = {f"pie{number}": colour for number, (_, _, colour) in enumerate(shown_slices, 1)}
+    lines = ["pie showData", f"  title {title}", *(f'  "{name}" : {count}' for name, count, _ in shown_slices)]
+    return _chart({"themeVariables": _PIE | colours}, lines)
+
+
+def _chart(init: dict[str, Any], lines: Sequence[str]) -> str:
+    """A Mermaid chart in colours that can be read on the page's dark ground and on a light one."""
+    return "\n".join(["```mermaid", f"%%{{init: {json.dumps({'theme': 'base'} | init)}}}%%", *lines, "```"])
+
+
+def _rows(summary: Summary, tally: Tally) -> str:
+    counted = [(status, f"{rows:,}", f"{rows / tally.rows:.1%}") for status, rows in tally.statuses.most_common()]
+    total = ("**all rows**", f"{sum(tally.statuses.values()):,}", "")
+    verdict = "within" if summary.within_bounds else "**above**"
+    stopped = [
+        f"**Stopped**: {summary.stopped}. What was not sent is `missing` with code `not_sent`; a later run sends it."
+    ]
+    return "\n\n".join(
+        [
+            f"{tally.rows:,} rows, {tally.requests:,} distinct requests, {counted_of(summary.batches, 'batch')}, "
+            f"{duration(summary.seconds)}. {summary.failed_fraction:.1%} of the rows have no answer: {verdict} the "
+            f"bound of {summary.max_failed_fraction:.1%}.",
+            *(stopped if summary.stopped else []),
+            "## Rows",
+            pie("rows", [(status, rows, _COLOURS.get(status, _GREY)) for status, rows in tally.statuses.items()]),
+            table(["status", "rows", "share"], [*counted, total]),
+        ]
+    )
+
+
+def _agreement(tally: Tally, compare: str | None) -> str:
+    if not compare or not tally.compared:
+        return ""
+    share = tally.agreed / tally.compared
+    return f"**Agreement** with `{compare}`: {tally.agreed:,} of {tally.compared:,} answers ({share:.1%})."
+
+
+def _errors(tally: Tally) -> str:
+    if not tally.errors:
+        return ""
+    rows = []
+    for (status, code), count in tally.errors.most_common(_MOST_ERRORS):
+        row, message = tally.examples.get((status, code), (None, ""))
+        rows.append(
+            (status, code, f"{count:,}", "–" if row is None else f"{row:,}", message[:200].replace("<", "&lt;"))
+        )
+    return "## Errors\n\n" + table(["status", "error_code", "rows", "first row, from 0", "its message"], rows)
+
+
+def _money(summary: Summary, tally: Tally, job: Job, attempts: Sequence[Attempt]) -> str:
+    rates = job_rates(job)
+    source = rates.source if rates else "no price is known: set provider.prices"
+    fresh = tally.input_tokens - tally.cached_tokens
+    cached = f"{tally.cached_tokens:,} ({tally.cached_tokens / tally.input_tokens:.0%})" if tally.input_tokens else "0"
+    rows = [
+        ("input tokens", f"{tally.input_tokens:,}"),
+        ("of them cached", cached),
+        ("output tokens", f"{tally.output_tokens:,}"),
+        ("cost of these answers", f"{dollars(summary.cost_usd)} ({source})"),
+    ]
+    if rates and rates.real_time and summary.cost_usd:
+        spent = summary.cost_usd * rates.real_time
+        rows.append(("in real time", f"{dollars(spent)}: {dollars(spent - summary.cost_usd)} saved"))
+    slices = [
+        ("input", fresh, _BLUE),
+        ("cached input", tally.cached_tokens, _GREY),
+        ("output", tally.output_tokens, _GREEN),
+    ]
+    tokens = pie("tokens", slices)
+    rows += [*_billed(summary, attempts), *_budget(job, attempts), *_tiers(attempts), *_hours(attempts)]
+    return "\n\n".join(["## Tokens and cost", *([tokens] if tally.input_tokens else []), table(["", ""], rows)])
+
+
+def _billed(summary: Summary, attempts: Sequence[Attempt]) -> Iterator[tuple[str, str]]:
+    """All attempts of all runs: what they used, beside what was estimated."""
+    metered = [one for one in attempts if one.batch.usage]
+    used = Counter[str]()
+    for one in metered:
+        used.update(one.batch.usage or {})
+    if not metered:
+        return
+    yield "billed in all, every attempt", dollars(summary.billed_usd)
+    whole = [one for one in metered if one.answered_all]
+    estimated = sum(one.shard.tokens for one in whole)
+    actual = sum((one.batch.usage or {}).get("input_tokens", 0) for one in whole)
+    text = f"{used['input_tokens']:,}"
+    if estimated and actual:
+        text += f"; where all was answered: estimated {estimated:,}, was {actual:,} ({actual / estimated - 1:+.0%})"
+    yield "input tokens of all attempts", text
+    if used["unmetered"]:
+        yield "answers whose tokens the provider does not tell", f"{used['unmetered']:,}"
+
+
+def _budget(job: Job, attempts: Sequence[Attempt]) -> Iterator[tuple[str, str]]:
+    if (budget := job.limits.budget_usd) is not None:
+        shards = list({one.shard.id: one.shard for one in attempts}.values())
+        yield "budget", f"{dollars(spending(job, shards).spent)} of {dollars(budget)}"
+
+
+def _tiers(attempts: Sequence[Attempt]) -> Iterator[tuple[str, str]]:
+    """What the provider says of the tier that it served the answers in: whether the discount shows."""
+    tiers = Counter[str]()
+    for one in attempts:
+        tiers.update(one.batch.service_tiers or {})
+    if tiers:
+        said = ", ".join(f"{count:,} {tier}" for tier, count in tiers.most_common())
+        shows = "the batch tier shows" if set(tiers) == {"batch"} else "the bill tells whether the discount was given"
+        yield "service tier, as the provider reports it", f"{said}: {shows}"
+
+
+def _hours(attempts: Sequence[Attempt]) -> Iterator[tuple[str, str]]:
+    """What the clock gave, where an endpoint waits for cheap hours."""
+    if told := given_text(one.batch.hours for one in attempts if one.batch.hours):
+        yield "cheap hours", told
+
+
+def _batches(attempts: Sequence[Attempt], job: Job) -> str:
+    if not attempts:
+        return ""
+    ended = [one for one in attempts if one.seconds is not None]
+    slowest = sorted(ended, key=lambda one: -(one.seconds or 0))[:_SLOWEST]
+    parts = ["## Batches", _timeline(ended)]
+    if len(ended) > _SLOWEST:
+        named = ", ".join(f"`{one.batch.batch_id}` ({duration(one.seconds or 0)})" for one in slowest)
+        parts.append(f"The slowest: {named}.")
+    shown_attempts = attempts[-_MOST_BATCHES:]
+    head = ["batch", "file", "requests", "attempt", "status", "took", "verdicts", "input", "output", "cost"]
+    parts.append(table(head, [_batch_row(one, job) for one in shown_attempts]))
+    if len(attempts) > len(shown_attempts):
+        parts.append(f"The last {len(shown_attempts)} of {len(attempts):,} batches.")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _timeline(ended: Sequence[Attempt]) -> str:
+    """A gantt chart of batches in UTC, from their creation to their end."""
+    if not ended:
+        return ""
+    shown_bars = ended[-_MOST_BARS:]
+    starts = [one.batch.submitted_at or 0.0 for one in shown_bars]
+    ends = [max(one.batch.ended_at or 0.0, start + 1) for one, start in zip(shown_bars, starts, strict=True)]
+    marks = {"completed": "done, ", "expired": "crit, ", "failed": "crit, ", "lost": "crit, "}
+    bars = [
+        f"  section {one.shard.file_name.removesuffix('.jsonl')}\n"
+        f"  {one.batch.status} : {marks.get(one.batch.status or '', '')}{_moment(start)}, {_moment(end)}"
+        for one, start, end in zip(shown_bars, starts, ends, strict=True)
+    ]
+    init = {"themeVariables": _BARS, "gantt": _GANTT}
+    head = ["gantt", "  title batches (UTC)", "  dateFormat YYYY-MM-DDTHH:mm:ss", *_axis(max(ends) - min(starts))]
+    return _chart(init, [*head, *bars])
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _axis(span: float) -> list[str]:
+    """About five ticks over a span of seconds, and how their times are written."""
+    for seconds, unit, form in ((86_400, "day", "%d.%m."), (3600, "hour", "%H:%M"), (60, "minute", "%H:%M")):
+        if span > 4 * seconds:
+            return [f"  axisFormat {form}", f"  tickInterval {max(1, round(span / 5 / seconds))}{unit}"]
+    return ["  axisFormat %H:%M:%S", f"  tickInterval {max(1, round(span / 5))}second"]
+
+
+def _batch_row(one: Attempt, job: Job) -> tuple[str, ...]:
+    shard, batch = one
+    verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in (batch.verdicts or {}).items())
+    usage = batch.usage or {}
+    return (
+        f"`{batch.batch_id or '–'}`",
+        shard.file_name,
+        f"{shard.requests:,}",
+        str(shard.attempt)
+        + (f", asked again {shard.reask}×" if shard.reask else "")
+        + (f", created {batch.creates}×" if batch.creates > 1 else ""),
+        batch.status or str(batch.state),
+        duration(one.seconds) if one.seconds is not None else "–",
+        verdicts or "–",
+        f"{usage['input_tokens']:,}" if usage else "–",
+        f"{usage['output_tokens']:,}" if usage else "–",
+        dollars(batch_cost(job, shard, batch)) if usage else "–",
+    )
+
+
+def _held(shards: Sequence[Shard]) -> str:
+    """Why shards were held back: a full queue, or trouble on the way."""
+    reasons = Counter(shard.hold_reason for shard in shards if shard.hold_reason)
+    if not reasons:
+        return ""
+    rows = [(reason[:300], f"{count:,}") for reason, count in reasons.most_common(10)]
+    return "## Held back\n\n" + table(["why", "batches"], rows)
+
+
+def billed(job: Job, shards: Sequence[Shard]) -> float | None:
+    """USD of all collected batches by the provider's token counts; None where a price is not known."""
+    costs = [
+        batch_cost(job, shard, batch) for shard in shards for batch in shard.batches if batch.state is State.COLLECTED
+    ]
+    return None if any(cost is None for cost in costs) else sum(cost or 0.0 for cost in costs)

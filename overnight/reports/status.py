@@ -1,0 +1,117 @@
+"""How far a job is: in figures, and as the table of its batches that the page shows. Pure but for the ledger's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from overnight.ledger.records import Batch, Shard
+from overnight.ledger.run import Run
+from overnight.ledger.states import AT_PROVIDER, State
+from overnight.text import counted_of, duration
+
+_MOST_ROWS = 300
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """A job between its build and its joined table."""
+
+    job: str
+    requests: int
+    """Distinct requests of the dataset, as it was built last."""
+    answered: int
+    """Of those: answered or given up, as far as the provider tells."""
+    open_batches: int
+    """Batches at the provider."""
+    unsent: int
+    """Shards that wait to be sent."""
+    done: bool
+    """Whether every request is settled."""
+    held: str | None = None
+    """Why shards are held back."""
+    stopped: str | None = None
+    """Why nothing more is sent."""
+
+
+def status_of(run: Run) -> JobStatus:
+    """Where a job stands now."""
+    record = run.ledger.job(run.job.name)
+    shards = run.ledger.shards(run.job.name)
+    return job_status(run.job.name, shards, record.requests if record else 0, record.stopped if record else None)
+
+
+def job_status(job: str, shards: Sequence[Shard], requests: int, stopped: str | None = None) -> JobStatus:
+    """Adds a job's shards up."""
+    waiting = [shard for shard in shards if not shard.settled]
+    batches = [batch for shard in waiting if (batch := shard.open_batch)]
+    answered = sum((batch.done or 0) + (batch.failed or 0) for batch in batches)
+    at_provider = sum(batch.state in AT_PROVIDER for batch in batches)
+    held = next((shard.hold_reason for shard in waiting if shard.hold_reason and shard.open_batch is None), None)
+    left = requests - sum(shard.requests for shard in waiting)
+    return JobStatus(
+        job, requests, max(0, left + answered), at_provider, len(waiting) - at_provider, not waiting, held, stopped
+    )
+
+
+def batch_rows(shards: Sequence[Shard], now: float) -> list[dict[str, Any]]:
+    """What waits, by reason, then one row per batch attempt, open ones last; texts are for people.
+
+    Args:
+        shards: all of a job's.
+        now: Unix seconds.
+    """
+    sent = [(shard, b) for shard in shards for b in shard.batches if b.state is not State.REFUSED]
+    newest = sorted(sent, key=lambda one: one[1] is one[0].open_batch)[-_MOST_ROWS:]  # those that are open are kept
+    return [*_waiting(shards), *(_row(shard, batch, now) for shard, batch in newest)]
+
+
+def _row(shard: Shard, batch: Batch, now: float) -> dict[str, Any]:
+    ended = batch.ended_at or batch.collected_at
+    age = (ended or now) - (batch.submitted_at or batch.started_at)
+    verdicts = batch.verdicts or {}
+    usage = batch.usage or {}
+    tokens = usage.get("input_tokens", 0) + usage.get("output_tokens", 0)
+    return {
+        "file": shard.file_name,
+        "status": batch.status or str(batch.state),
+        "done": f"{_answered(batch):,} of {shard.requests:,}",
+        "age": duration(age),
+        "expected": "ended" if ended else _expected(shard, batch, now),
+        "tokens": f"{tokens:,}" if tokens else f"about {shard.tokens:,}",
+        "attempt": shard.attempt,
+        "verdicts": ", ".join(f"{count:,} {verdict}" for verdict, count in verdicts.items()),
+        "batch": batch.batch_id or "–",
+    }
+
+
+def _waiting(shards: Sequence[Shard]) -> list[dict[str, Any]]:
+    """One row for all shards that wait for one reason."""
+    groups: dict[str | None, list[Shard]] = {}
+    for shard in shards:
+        if not shard.settled and shard.open_batch is None:
+            groups.setdefault(shard.hold_reason, []).append(shard)
+    return [
+        {
+            "file": counted_of(len(mine), "batch"), "status": f"held back: {why}" if why else "to be sent",
+            "done": f"0 of {sum(shard.requests for shard in mine):,}", "age": "–", "expected": "–",
+            "tokens": f"about {sum(shard.tokens for shard in mine):,}", "attempt": mine[0].attempt, "verdicts": "",
+            "batch": "–",
+        }
+        for why, mine in groups.items()
+    ]  # fmt: skip
+
+
+def _answered(batch: Batch) -> int:
+    if batch.verdicts is not None:
+        return sum(batch.verdicts.values())
+    return (batch.done or 0) + (batch.failed or 0)
+
+
+def _expected(shard: Shard, batch: Batch, now: float) -> str:
+    """When a batch may end: as it went so far, else by its deadline at the latest."""
+    answered, since = _answered(batch), now - (batch.submitted_at or now)
+    if answered and since > 0:
+        return f"in {duration(since * (shard.requests - answered) / answered)}" if answered < shard.requests else "now"
+    return f"within {duration(batch.deadline_at - now)}" if batch.deadline_at and batch.deadline_at > now else "unknown"

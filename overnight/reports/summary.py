@@ -1,0 +1,99 @@
+"""What a run adds up to: the small summary that flows return, and figures as people read them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:  # a pipeline's step does without its 50 MB
+    import pandas as pd
+
+
+@dataclass
+class Tally:
+    """Counts gathered while the joined table is written."""
+
+    rows: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    """Rows by status."""
+    errors: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Rows by status and error code."""
+    examples: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
+    """For each of these, its first row (from 0) and the message there."""
+    samples: str | None = None
+    """A few rows in Markdown."""
+    requests: int = 0
+    """Distinct requests."""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    """Tokens of the distinct requests' answers."""
+    cost_usd: float | None = None
+    compared: int = 0
+    """Rows with an answer and an expected one."""
+    agreed: int = 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The outcome of a run. The paths are absolute."""
+
+    job: str
+    rows: int
+    requests: int
+    """Distinct requests: identical rows share one."""
+    batches: int
+    succeeded: int
+    """Rows with an answer."""
+    failed: int
+    """All other rows; `statuses` says why."""
+    statuses: Mapping[str, int]
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float | None
+    """None where the price is not known."""
+    max_failed_fraction: float
+    joined: Path
+    failed_rows: Path
+    report: Path
+    seconds: float
+    billed_usd: float | None = None
+    """Of all attempts of all runs, those included whose answers were not good; None where the price is not known."""
+    stopped: str | None = None
+    """Why nothing more was sent, where the job was stopped."""
+
+    @property
+    def failed_fraction(self) -> float:
+        """Rows without an answer, of all."""
+        return self.failed / self.rows if self.rows else 0.0
+
+    @property
+    def within_bounds(self) -> bool:
+        """Whether no more rows failed than the job allows."""
+        return self.failed_fraction <= self.max_failed_fraction
+
+    @property
+    def outcome(self) -> str:
+        """All of it in a sentence."""
+        text = f"{self.succeeded:,} of {self.rows:,} rows answered"
+        if not self.within_bounds:
+            bound = f"max_failed_fraction ({self.max_failed_fraction:.1%})"
+            text += f"; {self.failed_fraction:.1%} have no answer, more than {bound}"
+        return f"{text}; stopped: {self.stopped}" if self.stopped else text
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The joined table, one row per row of the dataset."""
+        frame: pd.DataFrame = pq.read_table(self.joined).to_pandas()
+        return frame
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields that `--json` prints."""
+        names = ("job", "rows", "requests", "batches", "succeeded", "failed", "input_tokens", "output_tokens",
+                 "cost_usd", "billed_usd", "stopped", "joined", "failed_rows", "report", "seconds")  # fmt: skip
+        values = asdict(self)
+        return {name: str(values[name]) if isinstance(values[name], Path) else values[name] for name in names}

@@ -1,0 +1,64 @@
+"""Request lines of a batch file, and the ids in them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class RequestLines(NamedTuple):
+    """Requests, ready to be sent."""
+
+    ids: list[str]
+    lines: list[bytes]
+    """JSON with its newline, one per id."""
+
+
+def request_lines(name: str, url: str, bodies: list[bytes], salts: list[bytes] | None = None) -> RequestLines:
+    """Bodies as lines of a batch file.
+
+    Args:
+        name: the job's, which starts every id.
+        url: the endpoint, the same for all.
+        bodies: canonical JSON.
+        salts: mixed into the ids, one per body, to send equal bodies more than once.
+    """
+    hashed = bodies if salts is None else [b"%b\0%b" % pair for pair in zip(bodies, salts, strict=True)]
+    digests = list(map(_digester(url), hashed))
+    pattern = b'{"custom_id":"%b-%%b","method":"POST","url":%b,"body":%%b}\n' % (
+        name.encode(),
+        msgspec.json.encode(url),
+    )
+    lines = [pattern % pair for pair in zip(map(str.encode, digests), bodies, strict=True)]
+    return RequestLines([f"{name}-{digest}" for digest in digests], lines)
+
+
+def _digester(url: str) -> Callable[[bytes], str]:
+    """Hashes bodies behind a url; copying a started hash is faster than starting it with a key."""
+    started = hashlib.blake2b(url.encode() + b"\n", digest_size=16)
+
+    def digest(body: bytes) -> str:
+        found = started.copy()
+        found.update(body)
+        return found.hexdigest()
+
+    return digest
+
+
+class _Id(msgspec.Struct):
+    custom_id: str
+
+
+def custom_ids(path: Path) -> Iterator[str]:
+    """The ids of a request file of ours, in its order."""
+    decode = msgspec.json.Decoder(_Id).decode
+    with path.open("rb") as lines:
+        for line in lines:
+            yield decode(line).custom_id

@@ -1,0 +1,54 @@
+"""Figures, tables and names as people read them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def dollars(amount: float | None) -> str:
+    """An amount of USD for people: `unknown` where nobody knows it."""
+    if amount is None:
+        return "unknown"
+    if amount == 0:
+        return "$0"
+    digits = 2 if amount >= 0.1 else min(8, 2 - math.floor(math.log10(amount)))
+    return f"${amount:,.{digits}f}"
+
+
+def counted_of(number: int, noun: str) -> str:
+    """A count for people: `1 batch`, `1,200 batches`, `3 rows`."""
+    ending = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `42 s`, `12 min`, `3 h 5 min`."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def artifact_key(kind: str, job: str) -> str:
+    """The key under which the Prefect page keeps a job's texts; it takes lower case letters, digits and dashes."""
+    return f"{kind}-" + re.sub(r"[^a-z0-9]+", "-", job.lower()).strip("-")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, *rows)]
+    lines = [f"| {' | '.join(row)} |" for row in (cells[0], ["---"] * len(head), *cells[1:])]
+    return "\n".join(lines)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A clause to put behind a message: `; did you mean 'labels'?`, or the names there are."""
+    names = [str(one) for one in known]
+    lowered = {one.lower(): one for one in reversed(names)}
+    if near := difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6):
+        return f"; did you mean {lowered[near[0]]!r}?"
+    return f"; there are: {', '.join(names)}" if names else ""
