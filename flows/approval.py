@@ -18,6 +18,7 @@ from overnight.reports.plan import Plan
 from overnight.text import artifact_key
 
 _ANSWER_SECONDS = 7 * 86_400
+"""A week: over a weekend and a holiday, and no longer than a plan stays true."""
 _LOOK_SECONDS = 5
 
 

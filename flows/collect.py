@@ -22,6 +22,7 @@ from overnight.reports.status import JobStatus, status_of
 from overnight.store.home import home_path
 
 _BUSY_SECONDS = 5.0
+"""How long a sweep waits for another process that is at work on a job, before it leaves the job to it."""
 _EMBEDDED_SECONDS = 600.0
 logger = logging.getLogger("overnight.collect")
 

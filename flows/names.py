@@ -27,6 +27,7 @@ else:  # what the page makes its forms of: a dict from Python would be a third t
     JobInput = Job | JobFile
     ProviderInput = ProviderChoice | ProviderName
 _MOST_BATCH_TAGS = 20
+"""The page shows all tags of a run in its list."""
 logger = logging.getLogger("overnight.names")
 
 

@@ -29,6 +29,7 @@ SECRET_VARIABLE = "OPENAI_WEBHOOK_SECRET"  # noqa: S105 - the name of a variable
 DEPLOYMENT = "collect_batches/collect"
 _MOST_BYTES = 64 * 1024
 _MOST_REMEMBERED = 10_000
+"""Deliveries: a provider repeats one for three days at most, and there is one per batch."""
 logger = logging.getLogger("overnight.webhook")
 Collect = Callable[[str, WebhookEvent], None]
 """Starts the sweep of a job, because of an event."""

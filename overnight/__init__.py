@@ -1,8 +1,17 @@
-"""The nouns: what a batch run is made of. Nothing here knows Prefect.
+"""The nouns: what a batch run is made of, in rooms, in the order in which a row travels. Nothing here knows Prefect.
 
-`job` (what to do), `dataset` (rows in), `template` and `prompt` (rows to request bodies), `wire` (the Batch API's
-lines), `profiles` and `provider` (who answers), `ledger` (what was sent and paid), `answers` and `results` (what
-came back), `summary` (what it adds up to), `errors` (what can go wrong).
+    errors, text   what can go wrong; figures, tables and names as people read them
+    store          the home: folders, and files that are whole or absent
+    job            what is asked: job file, profiles, schemas, templates, prompts
+    rows           the dataset in, requests and tables out
+    ledger         what was sent and paid: the one database, and the request files it knows
+    limits         what may go out now: queue, budget, canary, prices, hours
+    providers      who answers: the calls, and by what a lost one is known again
+    answers        what came back: lines, verdicts, the judge of a batch's end, results, retries
+    reports        what a person reads: plan, status, summary, report, diagnosis
+    endpoint       the embedded Batch API server; shares no code with the rooms above
+
+A room may use those above it in this list, never one below; import-linter keeps it so.
 """
 
 import os

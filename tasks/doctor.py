@@ -26,6 +26,7 @@ NO_SUCH_MODEL = "overnight-doctor-no-such-model"
 """The model that is asked for: a batch of it fails validation, or every line, and is not billed."""
 _LOOKS = 10
 _LOOK_SECONDS = 0.3
+"""Three seconds: a batch for an unknown model fails at once, or is cancelled after that."""
 
 
 class Check(NamedTuple):

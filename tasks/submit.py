@@ -25,10 +25,12 @@ from tasks.credentials import provider_of
 from tasks.names import span_name
 
 _FILE_TRIES = 4
+"""Refusals of one uploaded file before it is uploaded anew: the file itself may be what is wrong."""
 _FILE_SECONDS = 600
 """How long a file is waited for that the provider is still looking at."""
 _SEND_SECONDS = 30
-"""How long after its intent was written a create call may still be sent."""
+"""How long after its intent was written a create call may still be sent: far less than `lost_reply_seconds`, after
+which another process may create the batch anew; a process that was stopped in between must not."""
 logger = logging.getLogger("overnight.submit")
 
 
@@ -59,7 +61,8 @@ def admit(run: Run, now: float) -> list[Shard]:
         logger.warning("%s is stopped: %s", run.job.name, decided.stop)
         ledger.stop(run.job.name, decided.stop)
         return decided.shards
-    _tell(run, [(s, why) for s in shards if (why := decided.held.get(s.id)) and why != s.hold_reason])
+    held = [(shard, decided.held[shard.id]) for shard in shards if shard.id in decided.held]
+    _tell(run, [(shard, why) for shard, why in held if why and why != shard.hold_reason])
     return decided.shards
 
 
@@ -89,7 +92,8 @@ class Submission:
         ledger = self._run.ledger
         resumed = shard.open_batch is not None
         batch = shard.open_batch or ledger.start_attempt(shard.id, time.time(), file_id=usable_file(shard))
-        if batch.state is State.CREATING:  # a process died between the intent and the reply
+        # A process died between the intent and the reply: whether the call was sent, nobody knows.
+        if batch.state is State.CREATING:
             batch = ledger.move(batch, State.UNKNOWN)
         if batch.state is State.UNKNOWN:
             return self._resolve(batch, shard)
@@ -121,6 +125,8 @@ class Submission:
 
     def _create(self, batch: Batch, shard: Shard) -> Batch:
         ledger = self._run.ledger
+        # The intent, with the file's id, is on disk before the paid call: whatever happens from here on, the next
+        # process looks for the batch before it makes one.
         batch = ledger.begin_create(batch, self._owner, time.time())
         metadata = {"overnight_job": shard.job, "overnight_shard": shard.key, "overnight_attempt": batch.token}
         until = (batch.creating_at or 0) + _SEND_SECONDS
@@ -137,7 +143,7 @@ class Submission:
             raise
         try:
             return self._submitted(batch, remote)
-        except LedgerError:
+        except LedgerError:  # another process gave this attempt up while the call was under way
             self._give_back(batch, remote)
             raise
 
@@ -146,6 +152,7 @@ class Submission:
         try:
             return self._adopt(batch, shard)
         except ReplyLost:
+            # One empty listing proves nothing: the call may be under way for 120 s, and listings lag behind creates.
             if time.time() < (batch.creating_at or 0) + self._run.job.profile.lost_reply_seconds:
                 raise
         if (record := self._run.ledger.job(shard.job)) is not None and record.stopped:

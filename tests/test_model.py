@@ -31,7 +31,7 @@ from tasks.build import stage
 from tasks.fetch import fetch
 from tasks.join import join
 from tasks.parse import parse_batch
-from tasks.submit import submit
+from tasks.submit import admit, submit
 from tasks.validate import plan_staged
 from tasks.wait import poll_all
 from tests.model_provider import NO_FILE, QUEUE_FULL, ModelProvider, Plan

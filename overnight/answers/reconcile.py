@@ -32,6 +32,7 @@ USAGE = ("input_tokens", "output_tokens", "cached_tokens")
 
 
 _FLUSH_ROWS = 2048
+"""Rows as Python tuples at one time: more are slower to turn into Arrow, and cost memory."""
 
 
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
@@ -139,6 +140,7 @@ class Reconciler:
             self._open.remove(custom_id)
             self._done.add(custom_id)
             self._part.add(custom_id, reply, result.body)
+        # An error line may come before a success of the same request, in the other file: only a better one replaces it.
         elif custom_id not in self._held or _RANK[reply.verdict] < _RANK[self._held[custom_id][0].verdict]:
             self._held[custom_id] = (reply, result.body or line.rstrip(b"\n"))
 

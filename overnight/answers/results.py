@@ -22,7 +22,9 @@ from overnight.rows.ids import Hashes, Mask, id_hashes
 from overnight.store.parquet import check_rows, open_parquet, read_batches
 
 _CACHE_BYTES = 16 << 20
+"""Row groups kept in memory: rows of one export order come from a few groups at a time."""
 _SORTED_AT_ONCE = 250_000
+"""Ids in one sort: 20 MB of arrays, whatever the number of results."""
 _LEAST, _MOST = -(2**63), 2**63 - 1
 Numbers = npt.NDArray[np.int32]
 

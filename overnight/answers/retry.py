@@ -18,6 +18,7 @@ from overnight.ledger.shards import ShardWriter
 from overnight.store.home import JobFolder
 
 _MORE_TOKENS = 2
+"""A budget reserves with the same factor (`limits.budget.most_cost`)."""
 
 
 class Retry(NamedTuple):
@@ -52,8 +53,10 @@ def retries_of(
         how = None
         if reply.verdict == "invalid" and shard.reask < limits.max_reasks and _askable(reply):
             how = Retry(shard.attempt, shard.reask + 1, None)
+        # Time ran out: the same requests in one batch would run out of it again, in two they are done in half of it.
         elif reply.verdict == "expired" and not cancelled:
             how = Retry(shard.attempt + (not progressed), shard.reask, half)
+        # The batch may have been worked on, and be billed: only the person can say that paying twice is fine.
         elif reply.error_code == "batch_lost":
             how = Retry(shard.attempt + 1, shard.reask, None) if limits.resubmit_lost else None
         elif reply.verdict in ("retryable", "missing"):

@@ -16,6 +16,7 @@ from overnight.errors import JobError
 
 _SCALARS = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
 _MAX_DEPTH = 8
+"""Nesting that is followed to find a column's type; a schema that refers to itself has no end."""
 
 
 class Column(NamedTuple):

@@ -26,6 +26,7 @@ from overnight.ledger.states import AT_PROVIDER, OPEN, STEPS, State
 from overnight.ledger.tables import BATCHES, JOBS, LEARNED, LEASES, METADATA, SHARDS, add_new_columns
 
 _LEARNED_SECONDS = 86_400.0
+"""How long a learned limit holds: tiers rise, and other programs' batches end within a day."""
 
 
 class Ledger:
@@ -181,6 +182,8 @@ class Ledger:
         Raises:
             LedgerError: the lease was lost, or another process took a step first.
         """
+        # The lease is asked for in the transaction that writes the intent: a process that slept through its end finds
+        # another owner here, and sends nothing.
         with self._transaction() as connection:
             job = sa.select(SHARDS.c.job).where(SHARDS.c.id == batch.shard_id).scalar_subquery()
             held = sa.select(LEASES.c.owner).where(LEASES.c.job == job, LEASES.c.until > now).with_for_update()

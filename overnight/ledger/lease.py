@@ -15,7 +15,9 @@ from overnight.errors import JobBusy
 from overnight.ledger.database import Ledger
 
 LEASE_SECONDS = 60.0
+"""How long a job waits for a machine that died; also what the clocks of machines that share a ledger may be apart."""
 _RENEW_SECONDS = 15.0
+"""Three renewals may fail before the lease ends."""
 _LOOK_SECONDS = 0.5
 logger = logging.getLogger("overnight.lease")
 

@@ -15,6 +15,7 @@ from overnight.job.profiles import Profile
 METADATA_KEY = "overnight_off_peak"
 """Where the endpoint tells, on a batch, how much of it ran at which hours."""
 _SECONDS = 3.0
+"""For an endpoint on this network to answer: a plan does not wait for one that is not there."""
 
 
 def endpoint_hours(profile: Profile) -> dict[str, Any] | None:

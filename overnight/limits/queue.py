@@ -16,10 +16,12 @@ from overnight.ledger.states import AT_PROVIDER, State
 FULL_QUEUE_POLLS = 10
 """How long a shard is held back that a full queue turned away, in the profile's `poll_seconds`."""
 _SLOWEST = 10
+"""A pause grows to so many times the first: at 30 s to 5 min, 300 looks in a day where 2,900 would be rate limited."""
 _GROWTH = 1.5
 _JITTER = 0.2
 _NAMED_LIMIT = re.compile(r"limit:?\s*(?:is\s*)?([\d][\d,._]*)\s*(?:enqueued\s*)?tokens", re.IGNORECASE)
 _MARGIN = 0.9
+"""What is kept of a limit that a refusal teaches: our tokens are estimates, and other programs use the queue too."""
 
 
 class TokenQueue(NamedTuple):

@@ -17,6 +17,7 @@ import httpx2
 from overnight.errors import Terminal
 
 START_SECONDS = 120.0
+"""The model takes 3 s to load, a cold disk and two busy cores a minute."""
 _lock = threading.Lock()
 _children: dict[Path, subprocess.Popen[bytes]] = {}
 

@@ -41,8 +41,11 @@ from overnight.providers.replies import (
 )
 
 MAX_LIST_PAGES = 50
+"""5,000 batches: some servers page without end, and a longer listing is reported as incomplete, never as empty."""
 _PAGE = 100
+"""OpenAI's largest page; AIBrix and others refuse more with a 400."""
 _UPLOAD_SECONDS_PER_MB = 5
+"""A time limit that 200 MB over a home line keep; the SDK's 10 minutes would cut it."""
 _DOWNLOAD_TRIES = 4
 _NO_KEY = "none"
 _OUTPUT_EXPIRY: Any = {"anchor": "created_at", "seconds": 30 * 86_400}
@@ -148,6 +151,8 @@ class Provider:
             QueueFull: the provider takes no more for now; no batch was made.
             ProviderError: it was refused; no batch was made.
         """
+        # The SDK repeats a create that was answered with a 5xx or not at all, and sends no Idempotency-Key: one call,
+        # two paid batches. Whether the first made one is asked of the listing instead.
         once = self._client.with_options(max_retries=0, timeout=120)
         if time.time() > until:
             raise ReplyLost("the create call came too late to be sent")

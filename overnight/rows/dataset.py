@@ -26,6 +26,7 @@ from overnight.job.job import Dataset
 from overnight.store.files import atomic_path
 
 BATCH_ROWS = 2048
+"""Rows in memory at one time: with long texts a few megabytes, and enough to work column by column."""
 _BLOCK_BYTES = 4 << 20
 _JSON_ROW = re.compile(r"in row (\d+)")
 

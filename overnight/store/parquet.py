@@ -14,6 +14,7 @@ from overnight.store.files import atomic_path
 
 _GROUP_ROWS = 8192
 _GROUP_BYTES = 8 << 20
+"""A row group is what one read brings into memory, and what the writer holds until it is full."""
 READ_ROWS = 2048
 
 

@@ -1,8 +1,8 @@
 """Build, validate, parse and join against the guide's plain-Python way: rows/s, ratio, peak memory.
 
-    python -m tests.benchmarks.stages [--rows 200000] [--large 2000000]
+    python -m tests.benchmarks.stages [--rows 200000] [--rounds 3] [--large 2000000]
 
-Every measurement is a process of its own; the ways take turns, and the median of three counts. Times differ between
+Every measurement is a process of its own; the ways take turns, and the median of the rounds counts. Times differ between
 machines; the ratios hold. `--large` repeats overnight's stages on more rows, to show that memory stays.
 """
 
@@ -23,7 +23,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROUNDS = 3
 WORDS = 'the a kettle lamp works breaks quickly très günstig 好 price "quoted" 🙂 it\'s'.split()  # noqa: SIM905 - reads best
 JOB = {
     "name": "bench",
@@ -51,6 +50,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rows", type=int, default=200_000)
     options.add_argument("--large", type=int, default=0)
+    options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--one", nargs=3, metavar=("STAGE", "WAY", "FOLDER"), help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.one:
@@ -58,18 +58,18 @@ def main() -> None:
         print(json.dumps(measure(stage, way, Path(folder))))  # noqa: T201 - read by the parent
         return
     with tempfile.TemporaryDirectory() as folder:
-        compare(Path(folder) / "small", given.rows, ("plain", "overnight"))
+        compare(Path(folder) / "small", given.rows, ("plain", "overnight"), given.rounds)
         if given.large:
-            compare(Path(folder) / "large", given.large, ("overnight",))
+            compare(Path(folder) / "large", given.large, ("overnight",), 1)
 
 
-def compare(folder: Path, rows: int, ways: tuple[str, ...]) -> None:
+def compare(folder: Path, rows: int, ways: tuple[str, ...], rounds: int) -> None:
     """Measures all stages on new data and prints them."""
     make_dataset(folder, rows)
     print(f"\n{rows:,} rows\n\n| stage | way | rows/s | ratio | peak MiB |\n| --- | --- | --- | --- | --- |")  # noqa: T201
     for stage in ("build", "validate", "parse", "join"):
         taken: dict[str, list[Measured]] = {way: [] for way in ways}
-        for _ in range(ROUNDS if len(ways) > 1 else 1):
+        for _ in range(rounds):
             for way in ways:
                 taken[way].append(in_process(stage, way, folder))
         seconds = {way: statistics.median(one.seconds for one in taken[way]) for way in ways}
@@ -153,15 +153,17 @@ def _overnight_build(folder: Path) -> Callable[[], Any]:
 
 
 def _built(folder: Path) -> Any:
-    """The build's outcome, kept from one process to the next."""
+    """The build's shards, kept from one process to the next."""
+    import msgspec  # noqa: PLC0415
+
+    from overnight.ledger.records import NewShard  # noqa: PLC0415
     from tasks.build import stage  # noqa: PLC0415
 
     run = _run(folder)
     kept = folder / "build.json"
     if not kept.exists():
-        build = stage(run)
-        kept.write_text(json.dumps([shard.file_name for shard in build.shards]))
-    return run, json.loads(kept.read_text())
+        kept.write_bytes(msgspec.json.encode(stage(run).shards))
+    return run, msgspec.json.decode(kept.read_bytes(), type=list[NewShard])
 
 
 def _overnight_validate(folder: Path) -> Callable[[], Any]:
@@ -184,9 +186,9 @@ def _outputs(folder: Path) -> tuple[Any, list[tuple[Path, Path]]]:
     """Request files and an output file for each, in another order than the requests."""
     from overnight.rows.lines import custom_ids  # noqa: PLC0415
 
-    run, names = _built(folder)
+    run, shards = _built(folder)
     pairs = []
-    for number, name in enumerate(names):
+    for number, name in enumerate(shard.file_name for shard in shards):
         output = folder / f"{name}.output"
         if not output.exists():
             ids = list(custom_ids(run.folder.staging / name))
@@ -197,19 +199,40 @@ def _outputs(folder: Path) -> tuple[Any, list[tuple[Path, Path]]]:
     return run, pairs
 
 
-def _overnight_parse(folder: Path) -> Callable[[], Any]:
-    from overnight.answers.reconcile import reconcile  # noqa: PLC0415
-    from overnight.answers.responses import ResponseFiles  # noqa: PLC0415
-    from overnight.job.prompt import answer_of  # noqa: PLC0415
-    from overnight.ledger.records import Batch  # noqa: PLC0415
+def _attempts(folder: Path) -> Any:
+    """The job as its ledger has it once its batches have ended: the run, and its shards with their attempt each."""
+    from overnight.ledger.records import JobRecord  # noqa: PLC0415
     from overnight.ledger.states import State  # noqa: PLC0415
 
     run, pairs = _in_child(folder)
+    ledger, name = run.ledger, run.job.name
+    if ledger.job(name) is None:
+        shutil.copy(run.folder.staging / "rows.parquet", run.folder.rows)
+        rows = run.rows()
+        count = sum(batch.num_rows for batch in rows.batches())
+        now = time.time()
+        ledger.plan(JobRecord(name, {}, run.job.definition(), rows.fingerprint, count, count, now), _built(folder)[1])
+        ledger.acquire(name, "benchmark", now, now + 3600)
+        for shard in ledger.shards(name):
+            batch = ledger.move(ledger.start_attempt(shard.id, now), State.UPLOADED, file_id=f"file-{shard.id}")
+            batch = ledger.begin_create(batch, "benchmark", now)
+            batch = ledger.move(batch, State.SUBMITTED, batch_id=f"batch-{shard.id}")
+            ledger.end(batch, status="completed", ended_at=now)
+    return run, ledger.shards(name), pairs
+
+
+def _overnight_parse(folder: Path) -> Callable[[], Any]:
+    from overnight.answers.reconcile import reconcile  # noqa: PLC0415
+    from overnight.answers.responses import ResponseFiles  # noqa: PLC0415
+    from overnight.answers.results import part_name  # noqa: PLC0415
+    from overnight.job.prompt import answer_of  # noqa: PLC0415
+
+    run, shards, pairs = _attempts(folder)
 
     def parse_all() -> None:
-        for number, (requests, output) in enumerate(pairs):
-            batch = Batch(number, number, "token", State.ENDED, 0.0, batch_id=f"batch_{number}", status="completed")
-            part = run.folder.results / f"0001-{number:04d}-{number:06d}.parquet"
+        for shard, (requests, output) in zip(shards, pairs, strict=True):
+            (batch,) = shard.batches
+            part = run.folder.results / part_name(shard, batch)
             reconcile(ResponseFiles(batch, output, None), requests, part, answer_of(run.job))
 
     return parse_all
@@ -226,15 +249,13 @@ def _in_child(folder: Path) -> tuple[Any, list[tuple[Path, Path]]]:
 
 
 def _overnight_join(folder: Path) -> Callable[[], Any]:
-    from overnight.ledger.records import JobRecord  # noqa: PLC0415
     from tasks.join import join  # noqa: PLC0415
 
-    run, _ = _in_child(folder)
-    if not run.folder.rows.exists():
-        shutil.copy(run.folder.staging / "rows.parquet", run.folder.rows)
-        rows = run.rows()
-        count = sum(batch.num_rows for batch in rows.batches())
-        run.ledger.plan(JobRecord(run.job.name, {}, run.job.definition(), rows.fingerprint, count, count, 0.0), [])
+    run, shards, _ = _attempts(folder)
+    for shard in shards:
+        if not shard.settled:
+            outcome = {"verdicts": {"succeeded": shard.requests}, "usage": {}}
+            run.ledger.settle(shard.batches[0], time.time(), outcome, [], run.job.name)
     return lambda: join(run)
 
 
