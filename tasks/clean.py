@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -12,6 +11,7 @@ from overnight.errors import ProviderError, Transient
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.run import Run
 from overnight.providers.adoption import upload_name
+from overnight.providers.download import is_address
 from overnight.providers.provider import Provider
 from tasks.credentials import provider_of
 
@@ -25,13 +25,6 @@ def cleanable(shards: list[Shard]) -> list[Batch]:
     ]
 
 
-def files_of(batch: Batch) -> Iterator[str]:
-    """Ids of an attempt's input and result files; addresses (SiliconFlow) are not ours to delete."""
-    for file_id in (batch.file_id, batch.output_file_id, batch.error_file_id):
-        if file_id and not file_id.startswith(("http://", "https://")):
-            yield file_id
-
-
 def clean(run: Run, provider: Provider) -> int:
     """Deletes files; returns of how many attempts. What cannot be deleted is tried again by the next run."""
     cleaned = 0
@@ -40,7 +33,9 @@ def clean(run: Run, provider: Provider) -> int:
     for batch in batches:
         again = [file.id for file in uploads if file.name == upload_name(batch)]  # uploads whose reply was lost
         try:
-            for file_id in {*files_of(batch), *again}:
+            # Addresses (SiliconFlow) are not ours to delete.
+            ours = {file_id for file_id in batch.file_ids if not is_address(file_id)}
+            for file_id in {*ours, *again}:
                 provider.delete(file_id)
         except (Transient, ProviderError) as error:
             logger.warning("files of batch %s stay at the provider: %s", batch.batch_id, error)

@@ -185,7 +185,7 @@ class ProviderChoice(_Part, title="Provider"):
     profile: Annotated[str, AfterValidator(_known_profile)] = Field(
         default="local", json_schema_extra=lambda schema: schema.update(enum=[*profile_names()])
     )
-    """A name from `overnight/profiles.toml`; `local` starts the embedded endpoint, `custom` needs `base_url`."""
+    """A name from `overnight/job/profiles.toml`; `local` starts the embedded endpoint, `custom` needs `base_url`."""
     base_url: str | None = Field(default=None, pattern=r"^https?://")
     """The address of the API, with its `/v1`."""
     api_key_env: str | None = None

@@ -94,6 +94,11 @@ class Batch:
     hours: dict[str, int] | None = None
     """What ran in cheap hours, where the endpoint tells: off_peak_lines, peak_lines, off_peak_tokens, peak_tokens."""
 
+    @property
+    def file_ids(self) -> list[str]:
+        """Its files at the provider: input, output and error file, as far as they are known."""
+        return [file_id for file_id in (self.file_id, self.output_file_id, self.error_file_id) if file_id]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shard(NewShard):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from typing import Literal, NamedTuple
 
-from overnight.ledger.records import Batch, Shard
+from overnight.ledger.records import Shard
 from overnight.providers.replies import RemoteFile
 
 OUR_PREFIX = "overnight-"
@@ -30,14 +30,10 @@ def known_files(shards: Iterable[Shard]) -> dict[str, tuple[str, Use]]:
     for shard in shards:
         for batch in shard.batches:
             needed: Use = "open" if batch is shard.open_batch or not shard.settled else "collected"
-            for file_id in _files_of(batch):
+            for file_id in batch.file_ids:
                 if known.get(file_id, ("", "collected"))[1] != "open":
                     known[file_id] = (shard.job, needed)
     return known
-
-
-def _files_of(batch: Batch) -> list[str]:
-    return [file_id for file_id in (batch.file_id, batch.output_file_id, batch.error_file_id) if file_id]
 
 
 def sorted_out(files: Iterable[RemoteFile], known: Mapping[str, tuple[str, Use]], in_use: Set[str]) -> list[Stored]:
