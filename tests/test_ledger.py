@@ -139,7 +139,7 @@ def test_one_process_at_a_time_has_the_lease(ledger: Ledger) -> None:
 
 def test_the_lease_of_a_killed_process_is_free_at_once(ledger: Ledger, tmp_path: Path) -> None:
     script = (
-        "import os, signal\nfrom overnight.ledger import Ledger\nfrom overnight.lease import leased\n"
+        "import os, signal\nfrom overnight.ledger.database import Ledger\nfrom overnight.ledger.lease import leased\n"
         f"with leased(Ledger('sqlite:///{tmp_path}/ledger.db'), 'job'):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
