@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from flows.shell import OK, TOO_MANY_FAILED, announce_server, guarded, printed, under_prefect
+from flows.shell import OK, TOO_MANY_FAILED, announce_server, guarded, plain, printed, under_prefect
 from overnight.endpoint.settings import Settings
 from overnight.errors import JobError
 from overnight.job.job import Job
@@ -405,10 +405,10 @@ def _show_statuses(statuses: list[JobStatus], console: Console, options: Common)
     from flows.terminal import status_line  # noqa: PLC0415 - rich tables are not for every command
 
     for now in statuses:
-        console.print(status_line(now), soft_wrap=True, highlight=False)
+        console.print(plain(status_line(now)), soft_wrap=True, highlight=False)
         joined = JobFolder(home_path(options.home), now.job).joined
         if now.done and joined.exists():
-            console.print(f"  joined  {shown(joined)}", soft_wrap=True, highlight=False)
+            console.print(f"  joined  {plain(shown(joined))}", soft_wrap=True, highlight=False)
     if not statuses:
         console.print("no job has anything left to do")
     return printed({"jobs": [dataclasses.asdict(now) for now in statuses]}, as_json=options.json)

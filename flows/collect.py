@@ -89,7 +89,9 @@ def sweep(pipeline: Pipeline) -> None:
     with pipeline.lease(_BUSY_SECONDS) as owner:
         failure = pipeline.collect()
         failure = pipeline.submit(owner) or failure
-    if pipeline.settled:
+    record = pipeline.run.ledger.job(pipeline.run.job.name)
+    unjoined = record is not None and record.joined_at is None
+    if pipeline.settled or (pipeline.stuck and unjoined):
         pipeline.finish(started)
     if failure:
         raise failure

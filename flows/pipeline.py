@@ -19,6 +19,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.approval import ask_approval, covers, needs_approval
 from flows.names import in_deployment, label_run, name_run
 from flows.progress import publish_progress
+from overnight.answers.trouble import is_stuck
 from overnight.errors import JobError
 from overnight.ledger.lease import leased
 from overnight.ledger.records import JobRecord, Shard
@@ -102,6 +103,11 @@ class Pipeline:
         """Whether every request has its verdict, or will get none."""
         return all(shard.settled for shard in self.run.ledger.shards(self.run.job.name))
 
+    @property
+    def stuck(self) -> bool:
+        """Whether only batches in trouble are left, so that what there is can be joined meanwhile."""
+        return is_stuck(self.run, self.run.ledger.shards(self.run.job.name), time.time())
+
     @contextmanager
     def lease(self, patience: float = PATIENCE) -> Iterator[str]:
         """Holds the job's lease, without which no step is taken; yields the owner.
@@ -175,7 +181,7 @@ class Pipeline:
 
     def collect(self) -> Exception | None:
         """Fetches and settles the batches that have ended; one that cannot be settled keeps no other from it."""
-        groups = in_groups(ended_batches(self.run.ledger.shards(self.run.job.name)))
+        groups = in_groups(ended_batches(self.run.ledger.shards(self.run.job.name), time.time()))
         fetched = [fetch_files.submit(self.run, group, wait_for=self._after, return_state=False) for group in groups]
         wait(fetched)
         parsed = [

@@ -45,7 +45,7 @@ def go_on(pipeline: Pipeline) -> None:
         Exception: what stopped a submission or a collection, once nothing is at the provider any more.
     """
     failure: Exception | None = None
-    while not pipeline.settled:
+    while not pipeline.settled and not pipeline.stuck:
         with pipeline.lease() as owner:
             failure = failure or pipeline.submit(owner)
         label_run(pipeline.run)

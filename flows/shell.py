@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from overnight.errors import OvernightError
+from overnight.text import printable
 
 OK, COULD_NOT_RUN, TOO_MANY_FAILED, INTERRUPTED = 0, 1, 2, 130
 
@@ -20,13 +22,16 @@ def guarded(command: Callable[[], int]) -> int:
         return command()
     except OvernightError as error:
         stderr.print("[bold red]error:[/] ", end="")
-        stderr.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        stderr.print(printable(error), markup=False, highlight=False, soft_wrap=True)
         return COULD_NOT_RUN
     except OSError as error:  # such as a full disk: what stands under its final name is whole, the rest is made anew
         stderr.print(
-            f"[bold red]error:[/] {error.strerror or error}: {error.filename or 'while writing'}; mend it and ", end=""
+            f"[bold red]error:[/] {plain(error.strerror or error)}: {plain(error.filename or 'while writing')}; ",
+            end="",
         )
-        stderr.print("run the same command again: it goes on where it was, and nothing is sent twice", soft_wrap=True)
+        stderr.print(
+            "mend it and run the same command again: it goes on where it was, and nothing is sent twice", soft_wrap=True
+        )
         return COULD_NOT_RUN
     except KeyboardInterrupt:
         stderr.print(
@@ -34,6 +39,11 @@ def guarded(command: Callable[[], int]) -> int:
             "run the same command again to go on: nothing is sent twice."
         )
         return INTERRUPTED
+
+
+def plain(text: Any) -> str:
+    """Text from elsewhere for a console: neither Rich's markup nor the terminal's orders."""
+    return escape(printable(text))
 
 
 def under_prefect(command: Callable[[Console], int], *, as_json: bool, verbose: bool) -> int:

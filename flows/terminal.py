@@ -17,7 +17,9 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.prompt import Prompt
 from rich.table import Table
+from rich.text import Text
 
+from flows.shell import plain
 from overnight.errors import JobError
 from overnight.job.job import Job
 from overnight.ledger.run import Run
@@ -27,7 +29,7 @@ from overnight.reports.status import JobStatus, job_status
 from overnight.reports.summary import Summary
 from overnight.store.home import shown
 from overnight.store.parquet import read_batches
-from overnight.text import counted_of, dollars, duration
+from overnight.text import counted_of, dollars, duration, printable
 
 _LOOK_SECONDS = 0.3
 _SAMPLE_ROWS = 12
@@ -53,7 +55,7 @@ def progress(run: Run, console: Console) -> Iterator[None]:
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -76,7 +78,14 @@ def _watch(run: Run, bars: Progress, bar: Any, ended: threading.Event) -> None:
         record = run.ledger.job(run.job.name)
         if record is not None and record.built_at >= started:
             now = job_status(run.job.name, run.ledger.shards(run.job.name), record.requests, record.stopped)
-            bars.update(bar, description=status_text(now), completed=now.answered, total=now.requests)
+            bars.update(bar, description=printable(status_text(now)), completed=now.answered, total=now.requests)
+
+
+class _PlainFormatter(logging.Formatter):
+    """Log lines hold what providers say: no order of theirs reaches the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def configure_logging(console: Console, *, verbose: bool) -> None:
@@ -88,7 +97,7 @@ def configure_logging(console: Console, *, verbose: bool) -> None:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     if not verbose and not console.is_terminal:
         lines = logging.StreamHandler(sys.stderr)
-        lines.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+        lines.setFormatter(_PlainFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
         ours = logging.getLogger("overnight")
         ours.setLevel(logging.INFO)
         ours.addHandler(lines)
@@ -106,9 +115,9 @@ def status_line(now: JobStatus) -> str:
 def show_markdown(text: str, console: Console) -> None:
     """Markdown as it looks on a terminal; as it stands elsewhere."""
     if console.is_terminal:
-        console.print(Markdown(text))
+        console.print(Markdown(printable(text), hyperlinks=False))
     else:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def show_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
@@ -120,7 +129,7 @@ def show_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     for name in rows[0]:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*("–" if value is None else str(value) for value in row.values()))
+        table.add_row(*(Text("–" if value is None else printable(value)) for value in row.values()))
     console.print(table, width=None if console.is_terminal else _WIDE)
 
 
@@ -154,9 +163,19 @@ def show_outcome(summary: Summary, console: Console) -> None:
     more = f", {dollars(summary.billed_usd)} with every attempt" if extra > 1e-9 else ""
     console.print(f"{tokens}, cost {dollars(summary.cost_usd)}{more}")
     for what, path in (("joined", summary.joined), ("failed", summary.failed_rows), ("report", summary.report)):
-        console.print(f"  {what:<7} {shown(path)}", soft_wrap=True, highlight=False)
+        console.print(f"  {what:<7} {plain(shown(path))}", soft_wrap=True, highlight=False)
     if summary.stopped:
-        console.print(f"[bold red]stopped[/]: {summary.stopped}; run it again to send the rest", soft_wrap=True)
+        console.print(f"[bold red]stopped[/]: {plain(summary.stopped)}; run it again to send the rest", soft_wrap=True)
+    if summary.awaited:
+        console.print(
+            f"{counted_of(summary.awaited, 'row')} may be answered yet: overnight collect goes on asking for as long "
+            "as the provider keeps outputs",
+            soft_wrap=True,
+        )
+    if summary.new_rows:
+        console.print(
+            f"{counted_of(summary.new_rows, 'new row')} came since the job was built: run it again to send them"
+        )
     if not summary.within_bounds:
         console.print(
             f"[bold red]{summary.failed_fraction:.1%} of the rows have no answer, more than max_failed_fraction "
@@ -172,7 +191,7 @@ def show_answers(summary: Summary, job: Job, console: Console) -> None:
     for name in names:
         table.add_column(name)
     for row in first.slice(0, _SAMPLE_ROWS).select(names).to_pylist():
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(Text(printable(value)) for value in row.values()))
     console.print(table)
     if rates := listed_rates(*_COMPARED_MODEL, discount=None):
         cost = dollars(rates.cost(summary.input_tokens, summary.output_tokens))

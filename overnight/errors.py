@@ -14,6 +14,7 @@
     │   ├── SubmissionUnknown    the reply of a create was lost and the provider cannot be asked
     │   └── ProviderError        the provider says no
     │       ├── Unauthorized     401 or 403: the key
+    │       ├── OtherAccount     the job's batches were sent with another account than the one that is named now
     │       ├── NoBatchApi       the address has no Batch API, or not for this endpoint
     │       └── NotFound         a batch or file that is not there (any more)
     └── Transient                the same call may work later
@@ -21,6 +22,9 @@
         ├── ReplyLost            a create that may or may not have made a batch
         ├── DownloadCut          fewer bytes arrived than announced, or a page
         ├── QueueFull            the provider takes no more tokens for now
+        ├── FileNotThere         the provider does not find a file that was uploaded a moment ago
+        ├── LedgerUnavailable    the ledger's database is restarting, locked, or cannot be reached
+        ├── LeaseLost            this process no longer holds the job
         └── JobBusy              another process is at work on the job
 
 Code that retries asks for the type, never for the text. All of them survive pickling: a message and an optional list
@@ -107,6 +111,10 @@ class Unauthorized(ProviderError):
     """The key is missing, wrong, or not allowed to do this."""
 
 
+class OtherAccount(ProviderError):
+    """The job's batches were sent with another account: what this one says of them proves nothing."""
+
+
 class NoBatchApi(ProviderError):
     """The address has no Batch API, or none for the endpoint that the task needs."""
 
@@ -133,6 +141,18 @@ class DownloadCut(Transient):
 
 class QueueFull(Transient):
     """The provider takes no more enqueued tokens or batches for now."""
+
+
+class FileNotThere(Transient):
+    """The provider does not find a file that was uploaded a moment ago (openai-dotnet#312)."""
+
+
+class LedgerUnavailable(Transient):
+    """The ledger's database does not answer for now; nothing is known to be damaged."""
+
+
+class LeaseLost(Transient):
+    """This process no longer holds the job: it could not renew its lease in time."""
 
 
 class JobBusy(Transient):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""All but tab and new line; with them what turns the direction of text round."""
 
 
 def dollars(amount: float | None) -> str:
@@ -33,13 +37,44 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def artifact_key(kind: str, job: str) -> str:
-    """The key under which the Prefect page keeps a job's texts; it takes lower case letters, digits and dashes."""
-    return f"{kind}-" + re.sub(r"[^a-z0-9]+", "-", job.lower()).strip("-")
+def artifact_key(kind: str, name: str) -> str:
+    """The key under which the Prefect page keeps a job's texts; it takes lower case letters, digits and dashes.
+
+    A name with anything else in it gets a hash behind: `my_job` and `my-job` have keys of their own.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if slug != name:
+        slug += "-" + hashlib.blake2b(name.encode(), digest_size=3).hexdigest()
+    return f"{kind}-{slug}"
+
+
+def printable(text: Any) -> str:
+    """Text of rows, models and providers for a terminal: control characters are shown, never sent.
+
+    A terminal takes some of them for orders, such as OSC 52, which writes its clipboard.
+    """
+    return _CONTROL.sub(_shown_control, str(text))
+
+
+def _shown_control(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    return chr(0x2400 + number) if number < 0x20 else "�"
+
+
+def inline(text: Any) -> str:
+    """Text of rows, models and providers inside Markdown: no link, image, code, HTML or new line comes of it."""
+    plain = re.sub(r"\s+", " ", printable(text))
+    plain = re.sub(r"([\\`\[\]])", r"\\\1", plain).replace("&", "&amp;").replace("<", "&lt;")
+    return plain.replace("://", "&#58;//").replace("www.", "www&#46;")
+
+
+def code(text: Any) -> str:
+    """An id as Markdown code."""
+    return "`" + re.sub(r"[\s`]+", " ", printable(text)) + "`"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table."""
+    """A Markdown table. Its cells are Markdown: what comes from elsewhere has to go through `inline` or `code`."""
     cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, *rows)]
     lines = [f"| {' | '.join(row)} |" for row in (cells[0], ["---"] * len(head), *cells[1:])]
     return "\n".join(lines)

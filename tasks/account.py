@@ -128,7 +128,7 @@ def _results(run: Run, batches: list[tuple[Shard, Batch]]) -> Iterator[tuple[str
 def clean_account(choice: ProviderChoice, home: Path, older_than_hours: float, *, dry_run: bool) -> Cleaned:
     """Deletes our files that nobody needs; only tells of them where `dry_run`."""
     with open_provider(choice, home) as provider:
-        files = list(provider.all_files())  # before the rest: what is uploaded from here on is none of them
+        files = list(provider.files())  # before the rest: what is uploaded from here on is none of them
         in_use = {b.input_file_id for b in provider.batches() if b.status not in TERMINAL and b.input_file_id}
         stored = sorted_out(files, known_files(all_shards(home)), in_use)
         unneeded = deletable(stored, time.time() - older_than_hours * 3600)

@@ -13,14 +13,15 @@ from prefect.cache_policies import NO_CACHE
 
 from overnight.answers.reconcile import restore_parts
 from overnight.answers.results import result_parts, settled_ids
-from overnight.errors import DatasetError, HomeError, JobError, LedgerError, NoBatchApi
+from overnight.errors import DatasetError, HomeError, JobError, NoBatchApi
 from overnight.job.job import Job
 from overnight.job.prompt import answer_of, definition_of, url_of
 from overnight.ledger.builder import Build, Builder
 from overnight.ledger.database import Ledger, ledger_exists
-from overnight.ledger.records import Shard
+from overnight.ledger.identity import check_folder
+from overnight.ledger.request_files import placed_file, request_file
 from overnight.ledger.run import Run
-from overnight.limits.budget import check_budget
+from overnight.limits.budget import check_budget, trial_limit
 from overnight.limits.canary import last_canary
 from overnight.rows.dataset import Rows
 from overnight.rows.ids import IdSet
@@ -80,20 +81,8 @@ def known_ids(job: Job, folder: JobFolder, ledger: Ledger, superseded: set[int])
         known.add(hashes)
     for shard in shards:
         if not shard.settled and shard.id not in superseded:
-            known.add_all(custom_ids(request_file(folder, shard)))
+            known.add_all(custom_ids(request_file(folder, shard, job.profile)))
     return known
-
-
-def request_file(folder: JobFolder, shard: Shard) -> Path:
-    """A shard's request file.
-
-    Raises:
-        LedgerError: it is gone.
-    """
-    path = folder.requests / shard.file_name
-    if not path.exists():
-        raise LedgerError(f"{path} is missing, and its requests are under way: restore it from a backup")
-    return path
 
 
 def sent_lines(job: Job, folder: JobFolder) -> IdSet:
@@ -166,14 +155,23 @@ def build_into(staging: Path, run: Run) -> Build:
     superseded = superseded_shards(job, ledger)
     known = known_ids(job, folder, ledger, superseded)
     canary = canary_size(job, ledger, superseded)
-    builder = Builder(job, staging, known, sent_lines(job, folder), ledger.next_round(job.name), canary)
+    trial = trial_limit(job, ledger.shards(job.name))
+    builder = Builder(job, staging, known, sent_lines(job, folder), ledger.next_round(job.name), canary, trial)
     build = builder.build(rows)
     return msgspec.structs.replace(build, superseded=tuple(sorted(superseded)))
 
 
 def stage(run: Run) -> Build:
-    """Builds into the job's staging folder; on an error nothing of it stays."""
+    """Builds into the job's staging folder; on an error nothing of it stays.
+
+    Raises:
+        LedgerError: the folder was written by another ledger, or by a later state of it.
+    """
+    check_folder(run)
     restore_parts(run)
+    for shard in run.ledger.shards(run.job.name):
+        if not shard.settled:  # what the build before planned may stand in the staging folder still
+            placed_file(run.folder, shard, run.job.profile)
     staging = run.folder.staging
     shutil.rmtree(staging, ignore_errors=True)
     fresh = not run.folder.path.exists()

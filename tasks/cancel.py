@@ -7,6 +7,7 @@ import logging
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from overnight.answers.trouble import troubled
 from overnight.errors import NotFound, ProviderError, Transient
 from overnight.ledger.records import Shard
 from overnight.ledger.run import Run
@@ -35,12 +36,15 @@ def stop_sending(run: Run) -> list[Shard]:
 def cancel_batches(run: Run) -> int:
     """Cancels a job's open batches; returns how many were asked to end.
 
-    What cannot be cancelled now is looked at until it has ended all the same.
+    What cannot be cancelled now is looked at until it has ended all the same; what is in trouble is given up, which is
+    the person's to say.
 
     Raises:
         ProviderError: the provider refuses to be asked.
     """
     asked = 0
+    for _, batch in troubled(run.ledger.shards(run.job.name)):
+        run.ledger.note(batch, given_up=True, look_at=None)
     batches = submitted_batches(run.ledger.shards(run.job.name))
     if not batches:
         return 0

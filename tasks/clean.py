@@ -10,26 +10,33 @@ from prefect.cache_policies import NO_CACHE
 from overnight.errors import ProviderError, Transient
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.run import Run
+from overnight.providers.account import account_of, is_of
 from overnight.providers.adoption import upload_name
 from overnight.providers.download import is_address
 from overnight.providers.provider import Provider
+from overnight.providers.replies import RemoteFile
 from tasks.credentials import provider_of
 
 logger = logging.getLogger("overnight.clean")
 
 
 def cleanable(shards: list[Shard]) -> list[Batch]:
-    """Attempts that are over, whose files are still at the provider."""
+    """Attempts that are over, whose files are still at the provider, and whose answers are all here."""
     return [
-        b for shard in shards if shard.settled for b in shard.batches if not b.cleaned and b is not shard.open_batch
+        batch
+        for shard in shards
+        if shard.settled
+        for batch in shard.batches
+        if not batch.cleaned and batch is not shard.open_batch and not batch.lacks_answers
     ]
 
 
 def clean(run: Run, provider: Provider) -> int:
     """Deletes files; returns of how many attempts. What cannot be deleted is tried again by the next run."""
     cleaned = 0
-    batches = cleanable(run.ledger.shards(run.job.name))
-    uploads = provider.files() if batches else []
+    account = account_of(run.ledger, provider)
+    batches = [batch for batch in cleanable(run.ledger.shards(run.job.name)) if is_of(batch, account)]
+    uploads = _uploads(provider) if batches else []
     for batch in batches:
         again = [file.id for file in uploads if file.name == upload_name(batch)]  # uploads whose reply was lost
         try:
@@ -43,6 +50,14 @@ def clean(run: Run, provider: Provider) -> int:
         run.ledger.note(batch, cleaned=True)
         cleaned += 1
     return cleaned
+
+
+def _uploads(provider: Provider) -> list[RemoteFile]:
+    try:
+        return list(provider.files())
+    except (Transient, ProviderError) as error:
+        logger.warning("files cannot be listed: an upload whose reply was lost may stay at the provider: %s", error)
+        return []
 
 
 @task(name="clean", task_run_name="clean", cache_policy=NO_CACHE)

@@ -17,6 +17,7 @@ from overnight.job.job import Job, ProviderChoice
 from overnight.job.jobfile import load_job, read_provider
 from overnight.job.profiles import Profile, profile_names
 from overnight.ledger.run import Run, open_run, recorded_run
+from overnight.providers.account import check_account
 from overnight.providers.connect import connect
 from overnight.providers.provider import Provider
 
@@ -96,10 +97,17 @@ def provider_of(run: Run) -> Provider:
     """Makes a run's provider; use it in a `with`.
 
     Raises:
+        OtherAccount: open batches of the job were sent with another one.
         Unauthorized: there is no block of the name that the job gives, or no key in the environment.
-        OvernightError: as `overnight.connect.connect` does.
+        OvernightError: as `overnight.providers.connect.connect` does.
     """
-    return _connected(run.job.profile, run.home, run.job.provider.credentials)
+    provider = _connected(run.job.profile, run.home, run.job.provider.credentials)
+    try:
+        check_account(run.ledger, provider, run.ledger.shards(run.job.name))
+    except BaseException:
+        provider.close()
+        raise
+    return provider
 
 
 def choose_provider(provider: ProviderChoice | Mapping[str, Any] | str) -> ProviderChoice:

@@ -19,7 +19,7 @@ from overnight.job.job import ProviderChoice
 from overnight.job.profiles import Profile
 from overnight.providers.provider import Provider
 from overnight.providers.replies import TERMINAL, RemoteBatch
-from overnight.text import artifact_key, table
+from overnight.text import artifact_key, inline, table
 from tasks.credentials import open_provider
 
 NO_SUCH_MODEL = "overnight-doctor-no-such-model"
@@ -164,7 +164,7 @@ def settings_for(profile: Profile, checks: tuple[Check, ...]) -> tuple[str, ...]
 def diagnosis_text(profile: Profile, checks: tuple[Check, ...], settings: tuple[str, ...]) -> str:
     """The outcome in Markdown."""
     word = {True: "pass", False: "**FAIL**", None: "–"}
-    rows = [(check.what, word[check.passed], check.detail) for check in checks]
+    rows = [(check.what, word[check.passed], inline(check.detail)) for check in checks]
     lines = "\n".join(f"- {line}" for line in settings)
     notes = "\n".join(f"- {note}" for note in profile.notes)
     return f"# {profile.name}\n\n{table(['check', 'result', 'detail'], rows)}\n\n## Settings\n\n{lines}\n{notes}\n"

@@ -20,22 +20,25 @@ logger = logging.getLogger("overnight.fetch")
 
 
 def fetch(provider: Provider, folder: Path, batch: Batch) -> ResponseFiles:
-    """Downloads what is not there yet: a file that stands under its final name is whole."""
+    """Downloads what is not there yet: a file that stands under its final name is whole.
+
+    A file of no bytes is asked for again: it may have been named before anything was written to it.
+    """
     paths: dict[str, Path | None] = {"output": None, "error": None}
-    gone = False
+    gone = {"output": False, "error": False}
     for kind, file_id in (("output", batch.output_file_id), ("error", batch.error_file_id)):
         if not file_id:
             continue
         path = response_path(folder, batch, kind)
-        if not path.exists():
+        if not path.exists() or not path.stat().st_size:
             try:
                 provider.download(file_id, path)
-            except NotFound as error:  # some providers name an error file that they never make
-                logger.warning("batch %s: its %s file is gone: %s", batch.batch_id, kind, error)
-                gone = gone or kind == "output"
+            except NotFound as error:
+                logger.warning("batch %s: its %s file is not there: %s", batch.batch_id, kind, error)
+                gone[kind] = True
                 continue
         paths[kind] = path
-    return ResponseFiles(batch, paths["output"], paths["error"], gone)
+    return ResponseFiles(batch, paths["output"], paths["error"], gone["output"], gone["error"])
 
 
 @task(

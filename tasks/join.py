@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,40 +14,94 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from overnight.answers.results import Found, ResultIndex, ResultReader, result_parts, result_schema, unmetered
+from overnight.answers.trouble import troubled
 from overnight.errors import DatasetError, LedgerError, Unreconciled
 from overnight.job.answer import Answer
 from overnight.job.job import Job
 from overnight.job.prompt import answer_of
+from overnight.ledger.records import JobRecord, Shard
+from overnight.ledger.request_files import request_file
 from overnight.ledger.run import Run
 from overnight.limits.prices import Rates, job_rates
 from overnight.reports.summary import Tally
-from overnight.rows.dataset import Rows
 from overnight.rows.ids import IdSet, Mask, id_hashes
+from overnight.rows.lines import custom_ids
+from overnight.rows.requests import request_source
 from overnight.rows.samples import Reservoir, input_columns, samples_text
 from overnight.rows.tables import ROWS, joined_schema
 from overnight.store.parquet import open_parquet, read_batches, write_parquet
 
 
-def check_rows(run: Run) -> Rows:
-    """The dataset, as long as it is the one that was built.
+def built_map(run: Run, record: JobRecord) -> Path:
+    """The map of rows that belongs to the last build; one that a killed process left staged is moved into place.
 
     Raises:
-        DatasetError: its files changed since; joining them would put answers beside the wrong rows.
-        LedgerError: a build was interrupted.
+        LedgerError: it is gone, or another build's.
     """
-    rows, record = run.rows(), run.ledger.job(run.job.name)
-    if record is None or not run.folder.rows.exists():
-        raise LedgerError(f"the job {run.job.name!r} was not built here: run it first")
-    if rows.fingerprint != record.fingerprint:
-        raise DatasetError(
-            f"the dataset {run.job.dataset.path} changed while the job was under way: run the job again; requests that "
-            "have their answer are not sent again"
-        )
-    with open_parquet(run.folder.rows) as opened:
-        about = opened.schema_arrow.metadata or {}
-    if about.get(b"fingerprint", b"").decode() != record.fingerprint:
-        raise LedgerError("the last build was interrupted: run the job again")
-    return rows
+    for path in (run.folder.rows, run.folder.staging / "rows.parquet"):
+        if path.exists():
+            with open_parquet(path) as opened:
+                about = opened.schema_arrow.metadata or {}
+            mine = about.get(b"build", b"").decode() == record.build if record.build else path == run.folder.rows
+            if mine and about.get(b"fingerprint", b"").decode() == record.fingerprint:
+                return path if path == run.folder.rows else path.replace(run.folder.rows)
+    raise LedgerError(f"the map of rows of {run.job.name!r} is gone, or of another build: run the job again")
+
+
+class BuiltRows:
+    """The rows of a dataset that were built, in their order; each is checked where the files changed since."""
+
+    def __init__(self, run: Run, record: JobRecord) -> None:
+        """Opens the dataset as it is now.
+
+        Args:
+            run: the job.
+            record: its last build.
+        """
+        self._run, self._record = run, record
+        self.rows = run.rows()
+        self._same = self.rows.fingerprint == record.fingerprint
+        self._source = None if self._same else request_source(run.job, self.rows.schema)
+        self.new_rows = 0
+        """Rows that came since, once all were read."""
+
+    def batches(self, row_map: RowMap) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+        """Batches of rows with what the map says of them.
+
+        Raises:
+            DatasetError: a row is another than it was, or the files changed while they were read: answers would stand
+                beside the wrong rows.
+        """
+        read = 0
+        for batch in self.rows.batches():
+            built = batch.slice(0, max(0, self._record.rows - read))
+            self.new_rows += batch.num_rows - built.num_rows
+            if built.num_rows:
+                mapped = row_map.take(built.num_rows)
+                self._check(built, mapped, read)
+                yield built, mapped
+            read += built.num_rows
+        if self._run.rows().fingerprint != self.rows.fingerprint:
+            raise DatasetError(f"the dataset {self._where} changed while it was joined: collect or run the job again")
+        if read < self._record.rows:
+            raise DatasetError(f"the dataset {self._where} has {read:,} of the {self._record.rows:,} rows that were "
+                               "built: run the job again")  # fmt: skip
+
+    @property
+    def _where(self) -> str:
+        return self._run.job.dataset.path
+
+    def _check(self, rows: pa.RecordBatch, mapped: pa.RecordBatch, first: int) -> None:
+        if self._source is None:
+            return
+        requests = self._source(rows, first)
+        now = [None if at in requests.errors else custom_id for at, custom_id in enumerate(requests.ids)]
+        for at, (is_now, was) in enumerate(zip(now, mapped["custom_id"].to_pylist(), strict=True)):
+            if is_now != was:
+                raise DatasetError(
+                    f"the dataset {self._where} changed while the job was under way: row {first + at + 1} makes "
+                    "another request now. Run the job again; requests that have their answer are not sent again"
+                )
 
 
 class RowMap:
@@ -70,16 +125,39 @@ class RowMap:
         return pa.RecordBatch.from_arrays([column.combine_chunks() for column in taken.columns], schema=ROWS)
 
 
+class Awaited(NamedTuple):
+    """Requests whose batch is in trouble: their answers may come yet."""
+
+    ids: IdSet
+    why: str
+
+
+def awaited_requests(run: Run, shards: Sequence[Shard]) -> Awaited:
+    """The requests of the batches that cannot be collected for now."""
+    ids, reasons = IdSet(), dict[str, None]()
+    for shard, batch in troubled(shards):
+        ids.add_all(custom_ids(request_file(run.folder, shard, run.job.profile)))
+        reasons[f"batch {batch.batch_id}: {batch.trouble}"] = None
+    return Awaited(ids, f"its answer may come yet: {'; '.join(list(reasons)[:3])}" if reasons else "")
+
+
 class Joiner:
     """Puts results beside rows, a batch of rows at a time."""
 
     def __init__(
-        self, index: ResultIndex, reader: ResultReader, answer: Answer, rates: Rates | None, stopped: str | None
+        self,
+        index: ResultIndex,
+        reader: ResultReader,
+        answer: Answer,
+        rates: Rates | None,
+        stopped: str | None,
+        awaited: Awaited,
     ) -> None:
         self._index, self._reader, self._answer, self._rates = index, reader, answer, rates
         self._unsent = f"it was not sent: {stopped or 'the job was joined before'}"
+        self._awaited = awaited
         self._seen = IdSet()
-        self.tally = Tally(cost_usd=None if rates is None else 0.0)
+        self.tally = Tally(cost_usd=0.0)
 
     def columns(self, row_map: pa.RecordBatch) -> list[pa.Array]:
         """The added columns for a batch of rows, in the order of `added_fields`.
@@ -99,16 +177,21 @@ class Joiner:
             raise Unreconciled("two custom_ids share a hash: run the job again")
         first = np.zeros(len(names), dtype=np.bool_)
         first[sent] = self._seen.add(hashes[sent])
-        added = self._assemble(row_map, results, found, first)
+        added = self._assemble(row_map, results, found, first, self._awaited.ids.contains(hashes) & sent)
         self._count(added, first)
         return list(added.values())
 
-    def _assemble(self, row_map: pa.RecordBatch, results: pa.Table, found: Found, first: Mask) -> dict[str, pa.Array]:
+    def _assemble(
+        self, row_map: pa.RecordBatch, results: pa.Table, found: Found, first: Mask, awaited: Mask
+    ) -> dict[str, pa.Array]:
         column = {name: results[name].combine_chunks() for name in results.schema.names}
         verdict = column["verdict"]
         answered = pc.if_else(pc.equal(verdict, "retryable"), "failed", verdict)
         status = pc.coalesce(answered, pc.if_else(pc.is_valid(row_map["error_code"]), "failed", "missing"))
-        lost = pc.and_(pc.is_null(verdict), pc.is_null(row_map["error_code"]))
+        absent = pc.and_(pc.is_null(verdict), pc.is_null(row_map["error_code"]))
+        waits = pa.array(awaited)
+        code = pc.if_else(absent, pc.if_else(waits, "awaited", "not_sent"), None)
+        why = pc.if_else(absent, pc.if_else(waits, self._awaited.why, self._unsent), None)
         answers = {"embedding" if self._answer.kind == "embedding" else "answer": column["answer"]}
         answers |= {f"answer_{one.name}": column[f"answer_{one.name}"] for one in self._answer.columns}
         return {
@@ -116,10 +199,8 @@ class Joiner:
             "status": status,
             **answers,
             "finish_reason": column["finish_reason"],
-            "error_code": pc.coalesce(column["error_code"], row_map["error_code"], pc.if_else(lost, "not_sent", None)),
-            "error_message": pc.coalesce(
-                column["error_message"], row_map["error_message"], pc.if_else(lost, self._unsent, None)
-            ),
+            "error_code": pc.coalesce(column["error_code"], row_map["error_code"], code),
+            "error_message": pc.coalesce(column["error_message"], row_map["error_message"], why),
             "model": column["model"],
             "input_tokens": column["input_tokens"],
             "output_tokens": column["output_tokens"],
@@ -130,20 +211,21 @@ class Joiner:
         }
 
     def _cost(self, column: dict[str, pa.Array], first: Mask) -> pa.Array:
-        """USD by row; rows that share a request after its first cost nothing, so that the column sums to the bill."""
-        size = len(first)
-        if self._rates is None:
-            return pa.nulls(size, pa.float64())
-        given, made, cached = (
-            pc.fill_null(column[name], 0).to_numpy(zero_copy_only=False).astype(np.float64)
-            for name in ("input_tokens", "output_tokens", "cached_tokens")
-        )
-        rates = self._rates
-        cost = (given - cached) * rates.input + cached * rates.cached + made * rates.output
-        unknown = pc.or_(
-            pc.is_null(column["verdict"]), pc.and_(unmetered(pa.table(column)), rates.input + rates.output > 0)
-        )
-        return pa.array(np.where(first, cost, 0.0), mask=unknown.to_numpy(zero_copy_only=False))
+        """USD by row; rows that share a request after its first cost nothing, so that the column sums to the bill.
+
+        Each answer has the price that stood when it was asked for; those of older versions get today's.
+        """
+        priced = column["cost_usd"]
+        if self._rates is not None and priced.null_count:
+            given, made, cached = (
+                pc.fill_null(column[name], 0).to_numpy(zero_copy_only=False).astype(np.float64)
+                for name in ("input_tokens", "output_tokens", "cached_tokens")
+            )
+            priced = pc.coalesce(priced, pa.array(self._rates.costs(given, made, cached)))
+            rows = pa.RecordBatch.from_arrays(list(column.values()), names=list(column))
+            untold = pc.and_(unmetered(rows), not self._rates.free)
+            priced = pc.if_else(pc.or_(pc.is_null(column["verdict"]), untold), None, priced)
+        return pc.if_else(pc.and_(pc.is_valid(priced), pa.array(~first)), 0.0, priced)
 
     def _count(self, added: dict[str, pa.Array], first: Mask) -> None:
         tally = self.tally
@@ -204,23 +286,27 @@ def join(run: Run) -> Tally:
     """Writes `joined.parquet` and `failed.parquet`; returns what they add up to.
 
     Raises:
-        DatasetError: the dataset changed since it was built.
+        DatasetError: the rows that were built changed since.
+        LedgerError: the job was not built here.
         Unreconciled: the table would not have one row per row of the dataset.
     """
-    rows, answer, job = check_rows(run), answer_of(run.job), run.job
-    record = run.ledger.job(job.name)
-    parts = result_parts(run.folder.results, run.ledger.shards(job.name))
+    answer, job = answer_of(run.job), run.job
+    if (record := run.ledger.job(job.name)) is None:
+        raise LedgerError(f"the job {job.name!r} was not built here: run it first")
+    row_map = RowMap(read_batches(built_map(run, record)))
+    built = BuiltRows(run, record)
+    rows = built.rows
+    shards = run.ledger.shards(job.name)
+    parts, awaited = result_parts(run.folder.results, shards), awaited_requests(run, shards)
     wanted = pa.schema([field for field in result_schema(answer) if field.name != "raw"])
-    stopped = record.stopped if record else None
-    joiner = Joiner(ResultIndex(parts), ResultReader(parts, wanted), answer, job_rates(job), stopped)
+    joiner = Joiner(ResultIndex(parts), ResultReader(parts, wanted), answer, job_rates(job), record.stopped, awaited)
     schema = joined_schema(rows.schema, answer, job.output.prefix)
     sampler = Sampler(job, answer, rows.schema)
     with ExitStack() as files:
         joined = files.enter_context(write_parquet(run.folder.joined, schema))
         failed = files.enter_context(write_parquet(run.folder.failed, schema))
-        row_map = RowMap(read_batches(run.folder.rows))
-        for batch in rows.batches():
-            added = joiner.columns(row_map.take(batch.num_rows))
+        for batch, mapped in built.batches(row_map):
+            added = joiner.columns(mapped)
             whole = pa.RecordBatch.from_arrays([*batch.columns, *added], schema=schema)
             joined.write(whole)
             sampler.take(whole)
@@ -228,10 +314,9 @@ def join(run: Run) -> Tally:
             failed.write(whole.filter(pc.not_equal(status, "succeeded")))
             if job.report.compare:
                 joiner.compare(batch[job.report.compare], added[2], status)
-        if record is None or joiner.tally.rows != record.rows:
-            raise Unreconciled(
-                f"{joiner.tally.rows:,} rows were joined; the build had {record.rows if record else 0:,}"
-            )
+        if joiner.tally.rows != record.rows:
+            raise Unreconciled(f"{joiner.tally.rows:,} rows were joined; the build had {record.rows:,}")
+    joiner.tally.new_rows = built.new_rows
     joiner.tally.samples = sampler.text(job.name)
     return joiner.tally
 

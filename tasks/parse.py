@@ -9,40 +9,49 @@ from dataclasses import replace
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.answers.judge import LOST, Step, history_of, judge_end, recorded_end
+from overnight.answers.judge import LOST, Step, recorded_end
 from overnight.answers.reconcile import Parsed, reconcile
 from overnight.answers.refusals import close_refused
 from overnight.answers.responses import ResponseFiles
 from overnight.answers.results import part_name
 from overnight.answers.retry import retries_of, write_retries
+from overnight.answers.trouble import judge_batch, note_trouble
 from overnight.errors import OvernightError
 from overnight.job.prompt import answer_of
 from overnight.ledger.records import Batch, NewShard, Shard
-from overnight.ledger.request_files import whole_file
+from overnight.ledger.request_files import place_round, whole_file
 from overnight.ledger.run import Run
+from overnight.limits.budget import batch_rates
 from tasks.names import span_name
 
 logger = logging.getLogger("overnight.parse")
 
 
 def parse_batch(run: Run, files: ResponseFiles) -> dict[str, int]:
-    """Settles an ended batch; returns its requests by verdict, none where it was turned away as a whole."""
+    """Settles an ended batch; returns its requests by verdict, none where it was turned away or is in trouble."""
     batch, shard = files.batch, run.ledger.shard(files.batch.shard_id)
-    judged = judge_end(recorded_end(batch), files.found, history_of(shard, batch, time.time()))
+    judged = judge_batch(run, shard, batch, recorded_end(batch), files.found)
+    if judged.step is Step.LOOK_AGAIN:
+        note_trouble(run, batch, judged.why)
+        return {}
     if judged.step is Step.GIVE_UP:
+        logger.error("batch %s is given up: %s", batch.batch_id, judged.why)
         batch = replace(batch, status=LOST)
     elif judged.step is not Step.COLLECT:
         close_refused(run, batch, judged)
         return {}
     part = run.folder.results / part_name(shard, batch)
     request_file = whole_file(run.folder, shard, run.job.profile)
-    parsed = reconcile(replace(files, batch=batch), request_file, part, answer_of(run.job))
+    rates = batch_rates(run.job, shard, batch)
+    parsed = reconcile(replace(files, batch=batch), request_file, part, answer_of(run.job), rates)
     if parsed.unreadable or parsed.duplicates or parsed.foreign:
         logger.warning("batch %s: %d unreadable lines, %d duplicates, %d of unknown requests",
                        batch.batch_id, parsed.unreadable, parsed.duplicates, parsed.foreign)  # fmt: skip
     retries = plan_retries(run, shard, batch, parsed)
-    outcome = {"verdicts": parsed.counts, "usage": parsed.usage, "service_tiers": parsed.service_tiers}
+    outcome = {"verdicts": parsed.counts, "usage": parsed.usage, "service_tiers": parsed.service_tiers,
+               "cost_usd": parsed.cost_usd if rates else None}  # fmt: skip
     run.ledger.settle(batch, time.time(), outcome, retries, shard.job)
+    place_round(run.folder, retries)
     told = ", ".join(f"{count} {verdict}" for verdict, count in parsed.counts.items())
     again = f"; {sum(new.requests for new in retries)} go out again" if retries else ""
     logger.info("batch %s: %s%s", batch.batch_id, told, again)

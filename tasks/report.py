@@ -38,6 +38,8 @@ def summarize(run: Run, tally: Tally, shards: list[Shard], seconds: float) -> Su
         seconds=round(seconds, 2),
         billed_usd=billed(run.job, shards),
         stopped=record.stopped if record else None,
+        awaited=tally.errors["missing", "awaited"],
+        new_rows=tally.new_rows,
     )
 
 

@@ -10,14 +10,28 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from overnight.answers.refusals import turn_away
-from overnight.errors import LedgerError, ProviderError, QueueFull, ReplyLost, SubmissionUnknown, Transient
+from overnight.errors import (
+    FileNotThere,
+    LeaseLost,
+    LedgerError,
+    LedgerUnavailable,
+    ProviderError,
+    QueueFull,
+    ReplyLost,
+    SubmissionUnknown,
+    Transient,
+)
+from overnight.ledger.identity import keep_count
+from overnight.ledger.lease import check_lease
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.request_files import cut_shard, whole_file
 from overnight.ledger.run import Run
 from overnight.ledger.states import AT_PROVIDER, State
 from overnight.limits.admission import admissible
+from overnight.limits.prices import job_rates
 from overnight.limits.queue import token_queues, too_large
-from overnight.providers.adoption import cancel_extras, listed_batches, upload_name
+from overnight.providers.account import account_of, is_of
+from overnight.providers.adoption import cancel_extras, find_upload, listed_batches, upload_name
 from overnight.providers.provider import Provider
 from overnight.providers.replies import RemoteBatch
 from overnight.text import counted_of
@@ -34,9 +48,9 @@ which another process may create the batch anew; a process that was stopped in b
 logger = logging.getLogger("overnight.submit")
 
 
-def usable_file(shard: Shard) -> str | None:
-    """The uploaded file of a refused attempt, as long as it was not refused too often to be trusted."""
-    refused = [batch for batch in shard.batches if batch.state is State.REFUSED]
+def usable_file(shard: Shard, account: str) -> str | None:
+    """The file of a refused attempt of the same account, as long as it was not refused too often to be trusted."""
+    refused = [batch for batch in shard.batches if batch.state is State.REFUSED and is_of(batch, account)]
     if not refused or (file_id := refused[-1].file_id) is None:
         return None
     return file_id if sum(batch.file_id == file_id for batch in refused) < _FILE_TRIES else None
@@ -89,9 +103,12 @@ class Submission:
             SubmissionUnknown: a create's reply was lost, and the provider lists no batches.
             Transient: trouble on the way; the shard is held back for a moment.
         """
+        check_lease(self._owner)
         ledger = self._run.ledger
         resumed = shard.open_batch is not None
-        batch = shard.open_batch or ledger.start_attempt(shard.id, time.time(), file_id=usable_file(shard))
+        account = account_of(ledger, self._provider)
+        file_id = usable_file(shard, account)
+        batch = shard.open_batch or ledger.start_attempt(shard.id, time.time(), file_id=file_id, account=account)
         # A process died between the intent and the reply: whether the call was sent, nobody knows.
         if batch.state is State.CREATING:
             batch = ledger.move(batch, State.UNKNOWN)
@@ -106,10 +123,8 @@ class Submission:
     def _upload(self, batch: Batch, shard: Shard, *, look: bool) -> Batch:
         """Uploads a shard's file, unless a process that died has: its name there tells."""
         path, name = whole_file(self._run.folder, shard, self._run.job.profile), upload_name(batch)
-        there = (
-            [file for file in self._provider.files() if (file.name, file.bytes) == (name, shard.bytes)] if look else []
-        )
-        file = there[0] if there else self._provider.upload(path, name)
+        there = find_upload(self._provider, name, shard.bytes) if look else None
+        file = there or self._provider.upload(path, name)
         batch = self._run.ledger.move(batch, State.UPLOADED, file_id=file.id)
         self._wait_for_file(batch, file.ready)
         return batch
@@ -127,7 +142,13 @@ class Submission:
         ledger = self._run.ledger
         # The intent, with the file's id, is on disk before the paid call: whatever happens from here on, the next
         # process looks for the batch before it makes one.
-        batch = ledger.begin_create(batch, self._owner, time.time())
+        check_lease(self._owner)
+        rates = job_rates(self._run.job, shard.model)
+        batch = ledger.begin_create(
+            batch, self._owner, time.time(), account=account_of(self._run.ledger, self._provider),
+            rates=rates.as_record() if rates else None,
+        )  # fmt: skip
+        keep_count(self._run)
         metadata = {"overnight_job": shard.job, "overnight_shard": shard.key, "overnight_attempt": batch.token}
         until = (batch.creating_at or 0) + _SEND_SECONDS
         try:
@@ -140,12 +161,17 @@ class Submission:
             raise
         except (ProviderError, Transient) as error:
             ledger.refuse(batch, time.time(), time.time() + self._run.job.profile.poll_seconds, error.message)
+            if isinstance(error, FileNotThere) and self._file_refusals(shard) >= 2 * _FILE_TRIES:
+                raise ProviderError(f"two uploads of {shard.file_name} were not found: {error.message}") from None
             raise
         try:
             return self._submitted(batch, remote)
         except LedgerError:  # another process gave this attempt up while the call was under way
             self._give_back(batch, remote)
             raise
+
+    def _file_refusals(self, shard: Shard) -> int:
+        return sum(one.state is State.REFUSED for one in self._run.ledger.shard(shard.id).batches)
 
     def _resolve(self, batch: Batch, shard: Shard) -> Batch:
         """After a lost reply: adopts the batch that it made, and creates again where there is none after a while."""
@@ -207,6 +233,8 @@ def submit(run: Run, provider: Provider, shard: Shard, owner: str) -> Batch | No
     try:
         batch = Submission(run, provider, owner).submit(shard)
     except Transient as error:
+        if isinstance(error, LeaseLost | LedgerUnavailable):
+            raise
         logger.warning("shard %s waits: %s", shard.file_name, error)
         if not isinstance(error, QueueFull):
             run.ledger.hold(shard.id, time.time() + run.job.profile.poll_seconds, str(error))

@@ -15,7 +15,9 @@ from overnight.errors import MOST_PROBLEMS, InvalidRequests, Problem
 from overnight.job.profiles import Profile
 from overnight.job.prompt import definition_of
 from overnight.ledger.builder import Build
+from overnight.ledger.identity import claim_folder, keep_count
 from overnight.ledger.records import JobRecord, NewShard, Shard
+from overnight.ledger.request_files import place_file
 from overnight.ledger.run import Run, self_contained
 from overnight.rows.rules import check_lines
 from overnight.store.files import sync_folder
@@ -43,18 +45,13 @@ def _same(shard: NewShard) -> tuple[str, bool]:
 
 
 def plan_staged(run: Run, build: Build) -> None:
-    """Moves the staged files into place and plans them.
+    """Plans the staged files, then moves them into place.
 
-    Killed before the ledger is written, the files are overwritten by the next build, which gets the same round.
+    Killed in between, the ledger knows them all, and the next process moves them: what stands in `requests/` and is not
+    in the ledger was sent by another.
     """
     folder, ledger, job = run.folder, run.ledger, run.job
-    folder.requests.mkdir(parents=True, exist_ok=True)
     outdated, fresh = sort_out([ledger.shard(number) for number in build.superseded], build.shards)
-    for shard in fresh:
-        (folder.staging / shard.file_name).replace(folder.requests / shard.file_name)
-    (folder.staging / "rows.parquet").replace(folder.rows)
-    sync_folder(folder.requests)
-    sync_folder(folder.path)
     record = JobRecord(
         name=job.name,
         job=self_contained(job).model_dump(mode="json", by_alias=True),
@@ -63,8 +60,16 @@ def plan_staged(run: Run, build: Build) -> None:
         rows=build.rows,
         requests=build.requests,
         built_at=time.time(),
+        build=build.token,
     )
+    sync_folder(folder.staging)
+    claim_folder(run)
     ledger.plan(record, fresh, drop=[shard.id for shard in outdated])
+    for shard in fresh:
+        place_file(folder, folder.staging / shard.file_name)
+    (folder.staging / "rows.parquet").replace(folder.rows)
+    sync_folder(folder.path)
+    keep_count(run)
     for shard in outdated:
         (folder.requests / shard.file_name).unlink(missing_ok=True)
     shutil.rmtree(folder.staging)

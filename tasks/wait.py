@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.answers.judge import LOST, Judgement, Step, history_of, judge_end
+from overnight.answers.judge import LOST, Judgement, Step
 from overnight.answers.refusals import close_refused
+from overnight.answers.trouble import NO_TROUBLE, is_due, is_stuck, judge_batch, note_trouble
 from overnight.errors import NotFound, ProviderError, Transient
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.run import Run
@@ -18,7 +20,7 @@ from overnight.ledger.states import State
 from overnight.limits.admission import admissible
 from overnight.limits.hours import hours_of
 from overnight.limits.queue import ended_batches, next_release, pauses, token_queues
-from overnight.providers.adoption import cancel_extras, listed_batches
+from overnight.providers.adoption import cancel_extras, is_another, listed_batches
 from overnight.providers.provider import Provider
 from overnight.providers.replies import TERMINAL, RemoteBatch
 from tasks.credentials import provider_of
@@ -48,32 +50,55 @@ def poll(run: Run, provider: Provider, shard: Shard, batch: Batch) -> None:
     Raises:
         ProviderError: the key or the account; nothing else of the job would go through either.
     """
-    remote: RemoteBatch | None = None
     try:
-        remote = provider.retrieve(batch.batch_id or "")
-    except NotFound as error:
-        logger.warning("batch %s: %s", batch.batch_id, error.message)
+        remote: RemoteBatch | None = provider.retrieve(batch.batch_id or "")
+    except NotFound:
+        remote = None
     except Transient as error:
         logger.warning("cannot look at batch %s: %s; trying again", batch.batch_id, error)
         return
+    if remote is not None and is_another(remote, batch):
+        remote = None
+    judged = judge_batch(run, shard, batch, remote)
+    if judged.step is Step.LIST:
+        batch, remote = look_in_listing(run, provider, batch)
+        judged = judge_batch(run, shard, batch, remote)
     if remote is not None and batch.creates > 1:
         look_for_extras(run, provider, batch)
-    note(run, batch, remote)
-    act(run, provider, batch, remote, judge_end(remote, None, history_of(shard, batch, time.time())))
+    if remote is not None and batch.state is State.LOST:
+        logger.warning("batch %s was lost, and is there again", batch.batch_id)
+        batch = run.ledger.move(batch, State.SUBMITTED, **NO_TROUBLE)
+    act(run, provider, batch, remote, judged)
 
 
-def note(run: Run, batch: Batch, remote: RemoteBatch | None) -> None:
-    """Writes down what changed since the last look; an end is written with the step that it brings."""
-    if remote is None:
-        run.ledger.note(batch, misses=batch.misses + 1)
+def look_in_listing(run: Run, provider: Provider, batch: Batch) -> tuple[Batch, RemoteBatch | None]:
+    """Looks for a batch that the provider does not know in a complete listing of its account.
+
+    Returns:
+        The batch, with the time since which listings lack it, and what the listing says of it, if anything.
+    """
+    try:
+        listed = list(provider.batches(since=(batch.creating_at or batch.started_at) - 3600))
+    except (Transient, ProviderError) as error:
+        logger.warning("batch %s is not known, and batches cannot be listed: %s", batch.batch_id, error)
+        return batch, None
+    mine = [one for one in listed if one.id == batch.batch_id and not is_another(one, batch)]
+    if (found := next(iter(mine), None)) is not None:
+        return batch, found
+    absent_since = batch.absent_since or time.time()
+    run.ledger.note(batch, absent_since=absent_since)
+    return replace(batch, absent_since=absent_since), None
+
+
+def poll_ended(run: Run, provider: Provider, batch: Batch) -> None:
+    """Asks again for a batch that has ended and could not be collected: its files may be named by now."""
+    try:
+        remote = provider.retrieve(batch.batch_id or "")
+    except (Transient, NotFound) as error:
+        logger.warning("cannot look at batch %s: %s; trying again", batch.batch_id, error)
         return
-    if remote.status in TERMINAL:
-        logger.info("batch %s: %s", remote.id, remote.status)
-        return
-    now = (remote.status, remote.done, remote.failed)
-    if now != (batch.status, batch.done, batch.failed) or batch.misses:
-        logger.info("batch %s: %s, %s answered", remote.id, remote.status, remote.done)
-        run.ledger.note(batch, misses=0, **seen(remote))
+    if remote.status in TERMINAL and not is_another(remote, batch):
+        run.ledger.note(batch, **seen(remote))
 
 
 def act(run: Run, provider: Provider, batch: Batch, remote: RemoteBatch | None, judged: Judgement) -> None:
@@ -82,18 +107,36 @@ def act(run: Run, provider: Provider, batch: Batch, remote: RemoteBatch | None, 
     Raises:
         ProviderError: the batch failed for a reason that every other would.
     """
+    if remote is not None and remote.status in TERMINAL and judged.step is not Step.LOOK_AGAIN:
+        logger.info("batch %s: %s", remote.id, remote.status)
     match judged.step:
-        case Step.WAIT:
-            return
-        case Step.CANCEL:
-            cancel_late(run, provider, batch)
+        case Step.WAIT | Step.CANCEL:
+            note_progress(run, batch, remote)
+            if judged.step is Step.CANCEL:
+                cancel_late(run, provider, batch)
+        case Step.LOOK_AGAIN | Step.LIST:
+            note_trouble(run, batch, judged.why, **({"status": remote.status} if remote else {}))
+        case Step.MISS:
+            logger.error("batch %s counts as lost: %s", batch.batch_id, judged.why)
+            run.ledger.move(batch, State.LOST)
+            note_trouble(run, batch, judged.why)
         case Step.GIVE_UP:
-            logger.error("batch %s is lost: %s", batch.batch_id, judged.why)
+            logger.error("batch %s is given up: %s", batch.batch_id, judged.why)
             run.ledger.end(batch, status=LOST, ended_at=time.time())
         case Step.COLLECT:
-            run.ledger.end(batch, ended_at=time.time(), **(seen(remote) if remote else {}))
+            run.ledger.end(batch, ended_at=time.time(), **NO_TROUBLE, **(seen(remote) if remote else {}))
         case _:
             close_refused(run, batch, judged)
+
+
+def note_progress(run: Run, batch: Batch, remote: RemoteBatch | None) -> None:
+    """Writes down what changed since the last look."""
+    if remote is None:
+        return
+    now = (remote.status, remote.done, remote.failed)
+    if now != (batch.status, batch.done, batch.failed) or batch.trouble_since is not None:
+        logger.info("batch %s: %s, %s answered", remote.id, remote.status, remote.done)
+        run.ledger.note(batch, **NO_TROUBLE, **seen(remote))
 
 
 def look_for_extras(run: Run, provider: Provider, batch: Batch) -> None:
@@ -118,10 +161,16 @@ def cancel_late(run: Run, provider: Provider, batch: Batch) -> None:
 
 
 def poll_all(run: Run, provider: Provider) -> None:
-    """Looks at every open batch once."""
+    """Looks at every open batch that is due, once."""
+    now = time.time()
     for shard in run.ledger.shards(run.job.name):
-        if (batch := shard.open_batch) is not None and batch.state is State.SUBMITTED:
+        batch = shard.open_batch
+        if shard.settled or batch is None or not is_due(batch, now):
+            continue
+        if batch.state in (State.SUBMITTED, State.LOST):
             poll(run, provider, shard, batch)
+        elif batch.state is State.ENDED and batch.trouble_since is not None:
+            poll_ended(run, provider, batch)
 
 
 def wait(run: Run, patience: float, *, only_ends: bool = False) -> None:
@@ -140,7 +189,7 @@ def wait(run: Run, patience: float, *, only_ends: bool = False) -> None:
         done = all(shard.settled for shard in shards)
         admitted = admissible(shards, run.job, now, token_queues(run, shards))
         to_submit = bool(admitted.shards or admitted.stop) and not only_ends
-        if done or ended_batches(shards) or to_submit or time.monotonic() >= until:
+        if done or ended_batches(shards, now) or to_submit or is_stuck(run, shards, now) or time.monotonic() >= until:
             return
         release = None if only_ends else next_release(shards, now)
         time.sleep(pause if release is None else min(pause, max(release, _SHORTEST_PAUSE)))

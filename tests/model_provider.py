@@ -62,7 +62,7 @@ class ModelProvider(Provider):
     """Answers at once; works when it is told to."""
 
     def __init__(self, profile: Profile, seam: Callable[[], None], *, echo: bool) -> None:
-        self.profile = profile
+        self.profile, self.address = profile, profile.base_url or ""
         self._seam, self._echo = seam, echo
         self.skew = 0.0
         self.plans: list[Plan] = []
@@ -95,9 +95,13 @@ class ModelProvider(Provider):
         name, content = self.uploads[file_id]
         return RemoteFile(file_id, name, len(content), ready=True)
 
-    def files(self) -> list[RemoteFile]:
+    @property
+    def secret_identity(self) -> str:
+        return "the one account"
+
+    def files(self) -> Iterator[RemoteFile]:
         self._seam()
-        return [self.file(file_id) for file_id in self.uploads]
+        yield from [self.file(file_id) for file_id in self.uploads]
 
     def create(self, file_id: str, url: str, metadata: Mapping[str, str], until: float = 0) -> RemoteBatch:  # noqa: ARG002 - the seam's
         before = self.skew

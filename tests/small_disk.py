@@ -42,7 +42,7 @@ def main(job_file: str, home: str, stage: str) -> None:
         submit_shards.fn(run, tuple(admit(run, time.time())), owner)
         wait(run, 10)
         begin("fetch")
-        (fetched,) = fetch_files.fn(run, tuple(ended_batches(run.ledger.shards(run.job.name))))
+        (fetched,) = fetch_files.fn(run, tuple(ended_batches(run.ledger.shards(run.job.name), time.time())))
         begin("parse")
         parse_batch(run, fetched)
         begin("join")

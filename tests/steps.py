@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from overnight.answers.trouble import is_stuck
 from overnight.ledger.lease import leased
 from overnight.ledger.run import Run, open_run
 from overnight.limits.queue import ended_batches
@@ -38,14 +39,15 @@ def advance(run: Run, patience: float = 0.2) -> None:
         submit_shards.fn(run, tuple(admit(run, time.time())), owner)
     wait(run, patience)
     with leased(run.ledger, run.job.name, PATIENCE):
-        for batch in ended_batches(run.ledger.shards(run.job.name)):
+        for batch in ended_batches(run.ledger.shards(run.job.name), time.time()):
             parse_batch(run, fetch_files.fn(run, (batch,))[0])
 
 
 def finish(run: Run, steps: int = 50) -> Tally:
     """Advances until all requests have their verdict, and joins."""
     for _ in range(steps):
-        if all(shard.settled for shard in run.ledger.shards(run.job.name)):
+        shards = run.ledger.shards(run.job.name)
+        if all(shard.settled for shard in shards) or is_stuck(run, shards, time.time()):
             with leased(run.ledger, run.job.name, PATIENCE):
                 return join(run)
         advance(run)

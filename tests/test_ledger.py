@@ -51,6 +51,7 @@ PATHS = {
     State.CREATING: [State.UPLOADED, State.CREATING],
     State.UNKNOWN: [State.UPLOADED, State.CREATING, State.UNKNOWN],
     State.SUBMITTED: [State.UPLOADED, State.CREATING, State.SUBMITTED],
+    State.LOST: [State.UPLOADED, State.CREATING, State.SUBMITTED, State.LOST],
     State.ENDED: [State.UPLOADED, State.CREATING, State.SUBMITTED, State.ENDED],
     State.COLLECTED: [State.UPLOADED, State.CREATING, State.SUBMITTED, State.ENDED, State.COLLECTED],
     State.REFUSED: [State.UPLOADED, State.CREATING, State.REFUSED],

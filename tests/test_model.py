@@ -41,7 +41,8 @@ FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """Where the ledgers go, which sync each of their transactions."""
 OWNERS = ("elsewhere:1:a", "elsewhere:2:b")
 TIMES = {"leases": ["until"], "shards": ["hold_until"], "learned_limits": ["at"],
-         "batches": ["started_at", "creating_at", "submitted_at", "deadline_at"]}  # fmt: skip
+         "batches": ["started_at", "creating_at", "submitted_at", "deadline_at", "ended_at", "trouble_since",
+                     "absent_since", "look_at"]}  # fmt: skip
 LAGS = st.sampled_from([0, 20, 140])
 """Of a listing; the profile waits 180 seconds, of which a create call may use 30 before it is sent."""
 PLANS = st.builds(
@@ -188,7 +189,7 @@ class SubmitProtocol(RuleBasedStateMachine):
                 with suppress(OvernightError):
                     submit(self.run, self.provider, shard, owner)
         else:
-            for batch in ended_batches(self.run.ledger.shards("model")):
+            for batch in ended_batches(self.run.ledger.shards("model"), time.time()):
                 with suppress(OvernightError):
                     parse_batch(self.run, fetch(self.provider, self.run.folder.responses, batch))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -14,7 +16,8 @@ from overnight.job.job import Job
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.states import State
 from overnight.limits.admission import admissible
-from overnight.limits.budget import affordable, output_limit, spending
+from overnight.limits.budget import affordable, most_cost, output_limit, spending
+from overnight.limits.prices import Rates, listed_rates
 from tests.conftest import MakeJob, ProviderProcess
 from tests.steps import build, run_job
 
@@ -43,13 +46,17 @@ def shard(number: int, *states: State, **fields: Any) -> Shard:
     return Shard(**known | fields, batches=batches)
 
 
-MOST = 30 * 4 / 3 + 2 * 10 * 5
-"""What a shard above costs at the most: 140 dollars."""
+MOST = 100 + 10 * 512 + 2 * 10 * 5
+"""What a shard above costs at the most before any token was counted: a token for each byte, a chat template for each of
+its 10 requests, and 10 whole answers."""
+COUNTED = 34 + 10 * 8 + 2 * 10 * 5
+"""The same once the provider counted: less than dense text of 100 bytes has."""
 
 
 def test_what_is_open_is_reserved_and_what_is_collected_costs_what_was_used() -> None:
     shards = [shard(1, State.COLLECTED, settled=True), shard(2, State.REFUSED, State.SUBMITTED), shard(3)]
-    assert spending(job(), shards) == pytest.approx((50.0, MOST))
+    assert spending(job(), shards) == pytest.approx((50.0, COUNTED, 0.0))
+    assert spending(job(), shards[1:]) == pytest.approx((0.0, MOST, 0.0))
 
 
 def test_answers_that_were_lost_count_as_if_they_were_paid() -> None:
@@ -57,10 +64,10 @@ def test_answers_that_were_lost_count_as_if_they_were_paid() -> None:
     lost = Shard(
         **{**vars(lost), "batches": (Batch(**{**vars(lost.batches[0]), "verdicts": {"missing": 5, "succeeded": 5}}),)}
     )
-    assert spending(job(), [lost]).spent == pytest.approx(50 + MOST / 2)
+    assert spending(job(), [lost]) == pytest.approx((50 + COUNTED / 2, 0.0, COUNTED / 2))
 
 
-@pytest.mark.parametrize(("budget", "going"), [(1000, [1, 2]), (MOST * 2, [1, 2]), (MOST * 1.5, [1]), (MOST / 2, [])])
+@pytest.mark.parametrize(("budget", "going"), [(20_000, [1, 2]), (MOST * 2, [1, 2]), (MOST * 1.5, [1]), (MOST / 2, [])])
 def test_a_batch_that_could_go_above_the_budget_does_not_go(budget: float, going: list[int]) -> None:
     shards = [shard(1), shard(2)]
     chosen = affordable(job(budget_usd=budget), shards, shards)
@@ -72,8 +79,10 @@ def test_a_budget_waits_for_open_batches_and_stops_the_job_when_nothing_could_ch
     limited = job(budget_usd=MOST * 1.2)
     waiting = admissible([shard(1, State.SUBMITTED), shard(2)], limited, 0.0, run_budgets())
     assert (waiting.shards, waiting.stop) == ([], None)
-    assert "limits.budget_usd is $168.00" in waiting.held[2]
-    ended = admissible([shard(1, State.COLLECTED, settled=True), shard(2)], limited, 0.0, run_budgets())
+    assert "limits.budget_usd is $6,384.00" in waiting.held[2]
+    settled = [shard(1, State.COLLECTED, settled=True), shard(2)]
+    assert admissible(settled, limited, 0.0, run_budgets()).shards == settled[1:]
+    ended = admissible(settled, job(budget_usd=50 + COUNTED - 1), 0.0, run_budgets())
     assert ended.stop is not None
     assert "$50.00 are spent" in ended.stop
 
@@ -86,10 +95,22 @@ def run_budgets() -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("fields", "limit"),
-    [({"max_tokens": 7}, 7), ({"max_completion_tokens": 3, "n": 4}, 12), ({}, None), ({"max_tokens": "many"}, None)],
+    [
+        ({"max_tokens": 7}, 7),
+        ({"max_completion_tokens": 3, "n": 4}, 12),
+        ({}, None),
+        ({"max_tokens": "many"}, None),
+        ({"max_tokens": True}, None),
+        ({"max_tokens": 7, "n": 0}, None),
+        ({"max_output_tokens": 7}, None),
+    ],
 )
 def test_how_long_an_answer_can_be_is_read_from_the_parameters(fields: dict[str, Any], limit: int | None) -> None:
     assert output_limit(job().model_copy(update={"parameters": fields})) == limit
+
+
+def counts(table: pd.DataFrame) -> dict[str, int]:
+    return {str(status): int(rows) for status, rows in table["status"].value_counts().items()}
 
 
 def priced(provider_server: ProviderProcess) -> dict[str, Any]:
@@ -112,22 +133,101 @@ def test_a_budget_that_cannot_be_kept_is_refused(
         build(make_job(["a"], **common | fields), tmp_path / "home")
 
 
+@pytest.mark.parametrize(
+    ("task", "parameters", "limit"),
+    [
+        ({"kind": "respond", "input": "x"}, {"max_output_tokens": 7}, 7),
+        ({"kind": "respond", "input": "x"}, {"max_tokens": 7}, None),
+        ({"kind": "complete", "prompt": "x"}, {"max_tokens": 7, "best_of": 3}, 21),
+        ({"kind": "complete", "prompt": "x"}, {"max_tokens": 7, "best_of": 3, "n": 5}, 35),
+        ({"kind": "complete", "prompt": "x"}, {"max_completion_tokens": 7}, None),
+        ({"kind": "embed", "input": "x"}, {}, 0),
+    ],
+)
+def test_only_the_limit_that_the_endpoint_knows_bounds_an_answer(
+    task: dict[str, Any], parameters: dict[str, Any], limit: int | None
+) -> None:
+    made = Job.model_validate({"name": "j", "task": task, "model": "m", "parameters": parameters})
+    assert output_limit(made) == limit
+
+
+def test_a_shard_whose_answers_were_cut_is_reserved_with_twice_the_tokens_each_time() -> None:
+    once, twice = (most_cost(job(), shard(1, reask=reask), None) for reask in (1, 2))
+    assert (once - MOST, twice - MOST) == (2 * 10 * 5, 3 * 2 * 10 * 5)
+
+
+def test_what_was_sent_keeps_the_price_that_stood_then() -> None:
+    then = Rates.flat(3.0, 4.0, 3.0, "then").as_record()
+    sent = shard(1, State.COLLECTED, State.SUBMITTED, settled=False)
+    priced_then = Shard(**{**vars(sent), "batches": tuple(replace(one, rates=then) for one in sent.batches)})
+    assert spending(job(), [priced_then]) == pytest.approx((30 * 3 + 10 * 4, (34 + 80) * 3 + 50 * 4, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens", "dollars"),
+    [
+        ("gpt-5.4", 1_000, 1_000 * 1.25e-6),
+        ("gpt-5.4", 272_000, 272_000 * 1.25e-6),
+        ("gpt-5.4", 272_001, 272_001 * 2.5e-6),
+        ("gpt-6-luna", 1_000, 1_000 * 0.05e-6),
+    ],
+)
+def test_a_request_is_priced_by_its_own_tokens(model: str, tokens: int, dollars: float) -> None:
+    rates = listed_rates(model, "openai", 0.5)
+    assert rates is not None
+    assert rates.cost(tokens, 0) == pytest.approx(dollars)
+    assert rates.costs(*(np.array([float(one)]) for one in (tokens, 0, 0)))[0] == pytest.approx(dollars)
+    assert rates.cost(1_000_000, 0, largest=tokens) == pytest.approx(1_000_000 * dollars / tokens)
+
+
 def test_a_budget_holds_over_all_runs_and_more_money_sends_the_rest(
     make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path
 ) -> None:
-    texts: list[str | None] = [f"t{n}" for n in range(6)]
+    texts: list[str | None] = [f"t{n}" for n in range(60)]
     common: dict[str, Any] = {"provider": priced(provider_server), "parameters": {"max_tokens": 5}}
-    limits = {"max_requests": 2, "poll_seconds": 0.01, "budget_usd": 90}
-    for _ in range(2):  # two answers cost 40, two requests up to 48: a second batch fits, a third does not
+    limits = {"max_requests": 10, "poll_seconds": 0.01, "budget_usd": 900}
+    for _ in range(2):  # one request first, then ten that may cost 850 and cost 200; ten more could go above it
         run, table = run_job(make_job(texts, limits=limits, **common), tmp_path / "home")
-        assert table["status"].to_list() == ["succeeded"] * 4 + ["missing"] * 2
-        assert table["error_code"].to_list()[4:] == ["not_sent"] * 2
-        assert "limits.budget_usd" in table["error_message"][5]
-    assert sum(provider_server.books()["billed"].values()) == 4
-    assert spending(run.job, run.ledger.shards("texts")).spent == pytest.approx(80)
-    _, table = run_job(make_job(texts, limits=limits | {"budget_usd": 200}, **common), tmp_path / "home")
-    assert set(table["status"]) == {"succeeded"}
+        assert counts(table) == {"succeeded": 11, "missing": 49}
+        assert set(table["error_code"].dropna()) == {"not_sent"}
+        assert "limits.budget_usd" in table["error_message"][59]
+    assert sum(provider_server.books()["billed"].values()) == 11
+    assert [batch["lines"] for batch in provider_server.books()["batches"]] == [1, 10]
+    assert spending(run.job, run.ledger.shards("texts")).spent == pytest.approx(220)
+    _, table = run_job(make_job(texts, limits=limits | {"budget_usd": 20_000}, **common), tmp_path / "home")
+    assert counts(table) == {"succeeded": 60}
     assert set(provider_server.books()["billed"].values()) == {1}
+
+
+@pytest.mark.parametrize("name", ["tools", "response_format"])
+def test_everything_that_is_sent_counts_under_a_budget(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path, name: str
+) -> None:
+    bulk = {"tools": [{"type": "function", "function": {"name": "f", "description": "long " * 20_000}}],
+            "response_format": {"type": "json_object", "about": "long " * 20_000}}  # fmt: skip
+    wanted = make_job(["a", "b"], provider=priced(provider_server), parameters={"max_tokens": 5, name: bulk[name]},
+                      limits={"budget_usd": 30_000, "poll_seconds": 0.01})  # fmt: skip
+    _, table = run_job(wanted, tmp_path / "home")
+    assert counts(table) == {"missing": 2}
+    assert provider_server.books()["billed"] == {}
+
+
+@pytest.mark.parametrize("hidden", [0, 60, 400])
+def test_a_budget_holds_where_the_provider_counts_more_tokens_than_anybody_could_guess(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path, hidden: int
+) -> None:
+    provider_server.order(template_tokens=hidden)
+    texts: list[str | None] = [f"text number {n}" for n in range(200)]
+    prices = {"input": 1, "output": 2}
+    limits = {"budget_usd": 0.03, "max_requests": 20, "poll_seconds": 0.01}
+    provider = priced(provider_server) | {"prices": prices}
+    run, table = run_job(
+        make_job(texts, provider=provider, parameters={"max_tokens": 5}, limits=limits), tmp_path / "home"
+    )
+    spent = spending(run.job, run.ledger.shards("texts"))
+    assert table["cost_usd"].sum() == pytest.approx(spent.spent)
+    assert 0 < spent.spent <= 0.03
+    assert counts(table)["succeeded"] > 10
 
 
 @pytest.mark.parametrize(("bad", "sent"), [(0, 10), (2, 4)])
@@ -171,13 +271,13 @@ def test_the_first_rows_are_a_trial_and_the_rest_follows(
 def test_a_plan_tells_what_was_spent_and_what_a_person_will_be_asked(
     make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path
 ) -> None:
-    limits = {"budget_usd": 90, "approve_above_usd": 1, "canary_rows": 1, "poll_seconds": 0.01}
+    limits = {"budget_usd": 2000, "approve_above_usd": 1, "canary_rows": 1, "poll_seconds": 0.01}
     wanted = make_job(["a"], limits=limits, provider=priced(provider_server), parameters={"max_tokens": 5})
     run, table = run_job(wanted, tmp_path / "home")
     assert table["cost_usd"].sum() == pytest.approx(20)
     text = plan(run).text
     for part in (
-        "| limits.budget_usd | $90.00: $20.00 spent, $0 reserved |",
+        "| limits.budget_usd | $2,000.00: $20.00 spent, $0 reserved |",
         "above it a person is asked",
         "1 requests go first",
     ):

@@ -185,7 +185,9 @@ def test_a_key_that_a_server_echoes_is_not_repeated(provider_server: ProviderPro
     assert "***" in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["postgres://user:secret@host/db", "postgresql+psycopg2://user:secret@host/db", "nonsense"])
+@pytest.mark.parametrize(
+    "url", ["postgres://user:secret@host/db", "postgresql+psycopg2://user:secret@host/db", "nonsense"]
+)
 def test_a_ledger_url_of_another_kind_is_named_without_its_password(url: str) -> None:
     with pytest.raises(LedgerError, match=r"postgresql\+psycopg://") as caught:
         Ledger(url)

@@ -362,22 +362,12 @@ def test_what_a_person_cancelled_is_not_sent_again_by_itself(
     assert set(provider_server.books()["billed"].values()) == {1}
 
 
-@pytest.mark.parametrize(("resubmit", "statuses"), [(False, {"missing": 2}), (True, {"succeeded": 2})])
-def test_a_lost_batch_is_sent_again_only_where_that_is_allowed(
-    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess, resubmit: bool, statuses: dict[str, int]
-) -> None:
-    provider_server.order(faults=[{"call": "retrieve", "status": 404, "times": 3}])
-    limits = {"resubmit_lost": resubmit, "poll_seconds": 0.01}
-    _, table = run_job(make_job(["a", "b"], limits=limits), tmp_path / "home")
-    assert counts(table) == statuses
-
-
 def test_a_few_404s_and_poll_errors_lose_nothing(
     make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
 ) -> None:
     quick = {"headers": {"Retry-After": "0"}}
     faults = [
-        {"call": "retrieve", "status": 404, "times": 2},
+        {"call": "retrieve", "status": 404, "times": 4},
         {"call": "retrieve", "status": 503, "times": 18, **quick},
         {"call": "retrieve", "status": 200, "body": "<html>maintenance</html>", "times": 3},
         {"call": "retrieve", "cut": "before", "times": 3},
@@ -611,14 +601,6 @@ def test_a_schema_file_that_changed_is_another_definition(
     schema.write_text('{"type": "object", "properties": {"b": {"type": "string"}}}')
     with pytest.raises(HomeError, match="another schema"):
         build(job, tmp_path / "home")
-
-
-def test_an_output_file_that_is_gone_leaves_its_rows_missing(
-    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
-) -> None:
-    provider_server.order(faults=[{"call": "content", "status": 404}])
-    _, table = run_job(make_job(["a"]), tmp_path / "home")
-    assert (counts(table), table["error_code"][0]) == ({"missing": 1}, "batch_lost")
 
 
 def test_the_embedded_endpoint_sees_no_settings_of_an_endpoint_that_may_cost() -> None:

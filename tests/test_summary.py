@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ def test_a_cell_cannot_break_a_table() -> None:
 
 
 def test_artifact_keys_take_any_job_name() -> None:
-    assert artifact_key("report", "My_Job-1") == "report-my-job-1"
+    assert artifact_key("report", "my-job-1") == "report-my-job-1"
+    assert re.fullmatch("report-my-job-1-[0-9a-f]{6}", artifact_key("report", "My_Job-1"))
+    assert len({artifact_key("report", name) for name in ("my_job", "my-job", "My-job")}) == 3
 
 
 def job(profile: str, model: str, **provider: Any) -> Job:

@@ -17,13 +17,15 @@ from overnight.providers.replies import TERMINAL, RemoteBatch, RemoteError
 
 LOST = "lost"
 """The status that the ledger gives to a batch that was given up; no provider says it."""
-_MOST_MISSES = 3
-"""Looks in a row at which the provider does not know a batch: one or two 404s pass (new-api#4385)."""
+ABSENCE_SECONDS = 600.0
+"""How far apart two complete listings that lack a batch have to be: one may lag behind, or be of a replica."""
+CONTRADICTION_SECONDS = 3600.0
+"""How long a reply that contradicts itself is simply looked at again, before a person is told of it."""
+_CANCEL_SECONDS = 3600.0
+"""How long after its deadline a cancelled batch may take to end: OpenAI says ten minutes, hours were seen."""
 _MOST_REFUSALS = 6
 """How often a shard goes out again whose file the provider does not find: it showed up within minutes
 (openai-dotnet#312), and what is not there after that is no delay."""
-_CANCEL_SECONDS = 3600.0
-"""How long after its deadline a cancelled batch may take to end: OpenAI says ten minutes, hours were seen."""
 
 
 class Step(StrEnum):
@@ -33,10 +35,16 @@ class Step(StrEnum):
     """It goes on: look again."""
     CANCEL = "cancel"
     """It is past its deadline: have it cancelled, and look again."""
+    LOOK_AGAIN = "look again"
+    """What the provider says cannot be, or cannot be all: nothing is concluded from it, and it is asked again."""
+    LIST = "list"
+    """The provider does not know it: whether a complete listing does is the evidence that is missing."""
+    MISS = "miss"
+    """Two complete listings, far enough apart, lack it: it is lost, and looked for all the same."""
     COLLECT = "collect"
     """It is over: its files are read, and its requests are judged one by one."""
     GIVE_UP = "give up"
-    """It is lost: what it held may have been paid."""
+    """Its answers cannot be had any more, or a person says so: what it held may have been paid."""
     WAIT_FOR_QUEUE = "wait for the queue"
     """It was turned away as a whole, since the account's queue was full: the shard goes out again later."""
     WAIT_FOR_FILE = "wait for the file"
@@ -55,10 +63,21 @@ class Judgement(NamedTuple):
 class FilesFound(NamedTuple):
     """What came of fetching a batch's files."""
 
-    any_line: bool
-    """Whether there is any line in them."""
+    lines: int
+    """In both files."""
     output_gone: bool = False
-    """Whether the batch names an output file that the provider has no longer."""
+    """Whether the batch names an output file that the provider does not have now."""
+    error_gone: bool = False
+    """The same of the error file, which some providers name and never make."""
+
+
+class Counts(NamedTuple):
+    """How many requests of a batch the provider says to have worked on; None where it does not say."""
+
+    done: int | None
+    failed: int | None
+    sent: int
+    """Requests of the shard."""
 
 
 class History(NamedTuple):
@@ -66,51 +85,119 @@ class History(NamedTuple):
 
     now: float
     deadline_at: float | None = None
+    kept_until: float | None = None
+    """When the provider deletes outputs; None: it is not known yet."""
+    absent_for: float | None = None
+    """Seconds between the first and the latest complete listing that lacked it; None where no listing was made."""
     cancelled_by_us: bool = False
-    misses: int = 0
-    """Looks in a row before this one at which the provider did not know the batch."""
+    lost: bool = False
+    """Whether it counts as lost already."""
+    given_up: bool = False
+    """Whether a person gave it up, or allows in the job that what is lost is sent again."""
+    trouble_for: float = 0.0
+    """Seconds since it could not be collected first."""
     refusals: int = 0
     """Attempts of the same shard that were turned away as a whole."""
 
 
-def history_of(shard: Shard, batch: Batch, now: float) -> History:
-    """An attempt's history out of the ledger's rows."""
-    refusals = sum(other.state is State.REFUSED for other in shard.batches)
-    return History(now, batch.deadline_at, batch.cancelled_by_us, batch.misses, refusals)
+def history_of(shard: Shard, batch: Batch, now: float, *, keep_days: float, resubmit_lost: bool = False) -> History:
+    """An attempt's history out of the ledger's rows.
+
+    Args:
+        shard: of the attempt.
+        batch: the attempt.
+        now: Unix seconds.
+        keep_days: how long the provider keeps outputs.
+        resubmit_lost: whether the job allows that what is lost is sent again: a person's word, as soon as it is lost.
+    """
+    lost = batch.state is State.LOST
+    trouble_for = now - batch.trouble_since if batch.trouble_since is not None else 0.0
+    return History(
+        now=now,
+        deadline_at=batch.deadline_at,
+        kept_until=(batch.ended_at or batch.submitted_at or now) + keep_days * 86_400,
+        absent_for=now - batch.absent_since if batch.absent_since is not None else None,
+        cancelled_by_us=batch.cancelled_by_us,
+        lost=lost,
+        given_up=batch.given_up or (resubmit_lost and (lost or trouble_for > ABSENCE_SECONDS)),
+        trouble_for=trouble_for,
+        refusals=sum(other.state is State.REFUSED for other in shard.batches),
+    )
 
 
-def judge_end(remote: RemoteBatch | None, files: FilesFound | None, history: History) -> Judgement:
+def judge_end(remote: RemoteBatch | None, files: FilesFound | None, counts: Counts, history: History) -> Judgement:
     """Judges a batch.
+
+    Nothing that cannot be taken back follows from one 404, a missing file, or a contradictory reply: these are trouble,
+    and asked about again, until a person or the end of the retention time gives the batch up.
 
     Args:
         remote: what the provider says of it; None where it does not know the batch.
         files: what came of fetching its files; None before that.
+        counts: of its requests, as the provider says them.
         history: of the attempt.
     """
-    if remote is None:
-        if history.misses + 1 < _MOST_MISSES:
-            return Judgement(Step.WAIT, "the provider does not know it")
-        return Judgement(Step.GIVE_UP, "the provider does not know it any more")
+    if remote is None or (files is not None and files.output_gone):
+        return _judge_absent(remote, history)
     if remote.status == LOST:
         return Judgement(Step.GIVE_UP, "it was given up")
     if remote.status not in TERMINAL:
         return _judge_open(remote, history)
-    if files is not None and files.output_gone:
-        return Judgement(Step.GIVE_UP, "its output file is gone")
-    holds_answers = remote.may_hold_answers if files is None else files.any_line
+    if (contradiction := _contradiction(remote, files, counts, history.trouble_for)) is not None:
+        over = history.given_up or _too_old(history)
+        return Judgement(Step.GIVE_UP if over else Step.LOOK_AGAIN, contradiction)
+    holds_answers = remote.may_hold_answers if files is None else files.lines > 0
     if holds_answers or (refused := _refused_whole(remote, history)) is None:
         return Judgement(Step.COLLECT)
     return refused
+
+
+def _judge_absent(remote: RemoteBatch | None, history: History) -> Judgement:
+    """A batch, or its output file, that the provider answers with 404."""
+    why = "the provider does not know it" if remote is None else "its output file is not there"
+    if _too_old(history):
+        return Judgement(Step.GIVE_UP, f"{why}, and would have deleted its output by now")
+    if history.given_up:
+        return Judgement(Step.GIVE_UP, f"{why}, and it was given up")
+    if remote is not None or history.lost:
+        return Judgement(Step.LOOK_AGAIN, why)
+    if history.absent_for is not None and history.absent_for >= ABSENCE_SECONDS:
+        return Judgement(Step.MISS, f"{why}, and its listings have lacked it for {history.absent_for / 60:.0f} minutes")
+    return Judgement(Step.LIST, why)
+
+
+def _too_old(history: History) -> bool:
+    return history.kept_until is not None and history.now > history.kept_until
 
 
 def _judge_open(remote: RemoteBatch, history: History) -> Judgement:
     if not history.deadline_at or history.now <= history.deadline_at:
         return Judgement(Step.WAIT)
     if history.cancelled_by_us and history.now > history.deadline_at + _CANCEL_SECONDS:
-        return Judgement(Step.GIVE_UP, "it was cancelled, and does not end")
+        over = history.given_up or _too_old(history)
+        return Judgement(Step.GIVE_UP if over else Step.LOOK_AGAIN, "it was cancelled, and does not end")
     if remote.status == "cancelling":
         return Judgement(Step.WAIT)
     return Judgement(Step.CANCEL, "it is past its deadline")
+
+
+def _contradiction(remote: RemoteBatch, files: FilesFound | None, counts: Counts, trouble_for: float) -> str | None:
+    """What a reply says of an end that cannot be all: answers that no file holds, or an end that nothing shows."""
+    worked = (counts.done or 0) + (counts.failed or 0)
+    if files is not None:
+        bare, where = not files.lines, "its files hold no line"
+    else:
+        bare, where = not (remote.output_file_id or remote.error_file_id), "it names no file"
+    if bare and worked:
+        return f"it is {remote.status} with {worked:,} requests worked on, and {where}"
+    if bare and remote.status == "completed":
+        return f"it is completed, and {where}"
+    if files is not None and files.error_gone and files.lines < counts.sent and trouble_for < CONTRADICTION_SECONDS:
+        return f"its error file is not there, and {files.lines:,} of {counts.sent:,} requests have a line"
+    early = files is None and trouble_for < CONTRADICTION_SECONDS
+    if early and counts.done and not remote.output_file_id:  # some put all answers into the error file: read it then
+        return f"it is {remote.status} with {counts.done:,} requests done, and names no output file"
+    return None
 
 
 def _refused_whole(remote: RemoteBatch, history: History) -> Judgement | None:
@@ -128,7 +215,15 @@ def _refused_whole(remote: RemoteBatch, history: History) -> Judgement | None:
 def recorded_end(batch: Batch) -> RemoteBatch:
     """How a batch ended as the provider said it and the ledger kept it."""
     errors = tuple(RemoteError(*error) for error in batch.errors or ())
-    return RemoteBatch(batch.batch_id or "", batch.status or "", errors=errors)
+    return RemoteBatch(
+        batch.batch_id or "",
+        batch.status or "",
+        output_file_id=batch.output_file_id,
+        error_file_id=batch.error_file_id,
+        done=batch.done,
+        failed=batch.failed,
+        errors=errors,
+    )
 
 
 def absent_reply(batch: Batch, ids: list[str]) -> Callable[[str], Reply]:

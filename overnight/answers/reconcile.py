@@ -23,6 +23,8 @@ from overnight.job.answer import Answer
 from overnight.job.prompt import answer_of
 from overnight.ledger.request_files import whole_file
 from overnight.ledger.run import Run
+from overnight.limits.budget import batch_rates
+from overnight.limits.prices import Rates
 from overnight.rows.lines import custom_ids
 from overnight.store.parquet import TableWriter, write_parquet
 
@@ -56,17 +58,35 @@ class Parsed:
     """Tokens of all answers."""
     service_tiers: dict[str, int]
     """Answers by the service tier that they name."""
+    cost_usd: float
+    """Of the answers whose tokens and price are known."""
 
 
 class PartWriter:
     """Writes replies as rows of a result part."""
 
-    def __init__(self, table: TableWriter, schema: pa.Schema, batch_id: str | None) -> None:
-        self._table, self._schema, self._batch_id = table, schema, batch_id
-        self._blank = (None,) * (len(schema) - 13)
+    def __init__(self, table: TableWriter, schema: pa.Schema, batch_id: str | None, rates: Rates | None = None) -> None:
+        self._table, self._schema, self._batch_id, self._rates = table, schema, batch_id, rates
+        self._blank = (None,) * (len(schema) - 14)
         self._rows: list[tuple[Any, ...]] = []
         self.usage = Counter(dict.fromkeys([*USAGE, "unmetered"], 0))
         self.service_tiers: Counter[str] = Counter()
+        self.cost_usd = 0.0
+        self._largest = 0
+
+    def _cost(self, reply: Reply) -> float | None:
+        """USD of an answer by its own tokens, at the rates that stood when it was asked for."""
+        self._largest = max(self._largest, reply.input_tokens or 0)
+        if self._rates is None or (reply.input_tokens is None and reply.output_tokens is None):
+            return None
+        cost = self._rates.cost(reply.input_tokens or 0, reply.output_tokens or 0, reply.cached_tokens or 0)
+        self.cost_usd += cost
+        return cost
+
+    @property
+    def metered(self) -> dict[str, int]:
+        """Tokens of all answers, and of the largest request."""
+        return {**self.usage, "largest_input": self._largest}
 
     def add(self, custom_id: str, reply: Reply, raw: bytes | None) -> None:
         """Takes one reply."""
@@ -77,6 +97,7 @@ class PartWriter:
                 reply.answer,
                 *(reply.fields or self._blank),
                 *reply[3:],
+                self._cost(reply),
                 self._batch_id,
                 raw.decode(errors="replace") if raw is not None else None,
             )
@@ -162,15 +183,17 @@ class Reconciler:
             raise Unreconciled(f"{self._size} requests were sent, {sum(counts.values())} have a verdict")
         kept: dict[str, int] = {verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]}
         return Parsed(others, kept, self._unreadable, self._duplicates, self._foreign,
-                      dict(self._part.usage), dict(self._part.service_tiers))  # fmt: skip
+                      self._part.metered, dict(self._part.service_tiers), self._part.cost_usd)  # fmt: skip
 
 
-def reconcile(files: ResponseFiles, request_file: Path, part: Path, answer: Answer) -> Parsed:
+def reconcile(
+    files: ResponseFiles, request_file: Path, part: Path, answer: Answer, rates: Rates | None = None
+) -> Parsed:
     """Reads a batch's files into a result part, with one row for every request of its shard."""
     schema = result_schema(answer)
     ids = list(custom_ids(request_file))
     with write_parquet(part, schema) as table:
-        reconciler = Reconciler(ids, answer_reader(answer), PartWriter(table, schema, files.batch.batch_id))
+        reconciler = Reconciler(ids, answer_reader(answer), PartWriter(table, schema, files.batch.batch_id, rates))
         for path in (files.output, files.error):
             if path is not None:
                 with path.open("rb") as lines:
@@ -188,7 +211,9 @@ def restore_parts(run: Run) -> None:
     for shard, batch in missing_parts(folder.results, run.ledger.shards(run.job.name)):
         part = folder.results / part_name(shard, batch)
         files = collected_files(folder.responses, batch)
-        parsed = reconcile(files, whole_file(folder, shard, run.job.profile), part, answer_of(run.job))
+        request_file = whole_file(folder, shard, run.job.profile)
+        rates = batch_rates(run.job, shard, batch)
+        parsed = reconcile(files, request_file, part, answer_of(run.job), rates)
         if parsed.counts != batch.verdicts:
             part.unlink()
             raise LedgerError(

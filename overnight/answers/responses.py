@@ -19,17 +19,28 @@ class ResponseFiles:
     output: Path | None
     error: Path | None
     output_gone: bool = False
-    """Whether the batch names an output file that the provider has no longer: what it held was paid."""
+    error_gone: bool = False
+    """Whether the batch names a file that the provider does not have now: what it holds was paid."""
 
     @property
     def found(self) -> FilesFound:
         """What the judge wants to know of them."""
-        any_line = any(path is not None and path.stat().st_size > 0 for path in (self.output, self.error))
-        return FilesFound(any_line, self.output_gone)
+        lines = sum(_count_lines(path) for path in (self.output, self.error) if path is not None)
+        return FilesFound(lines, self.output_gone, self.error_gone)
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as stream:
+        return sum(1 for line in stream if not line.isspace())
 
 
 def response_path(folder: Path, batch: Batch, kind: str) -> Path:
-    """Where a file goes; ids of some providers hold slashes (`batches/abc`)."""
+    """Where a file goes: by our own token, since a server that was set up anew gives its ids a second time."""
+    return folder / f"{batch.token}.{kind}.jsonl"
+
+
+def _older_path(folder: Path, batch: Batch, kind: str) -> Path:
+    """Where older versions put it: by the provider's id."""
     name = batch.batch_id or str(batch.id)
     return folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.{kind}.jsonl"
 
@@ -40,7 +51,8 @@ def collected_files(folder: Path, batch: Batch) -> ResponseFiles:
     Raises:
         LedgerError: one is gone.
     """
-    output, error = (response_path(folder, batch, kind) for kind in ("output", "error"))
+    paths = [(response_path(folder, batch, kind), _older_path(folder, batch, kind)) for kind in ("output", "error")]
+    output, error = (path if path.exists() or not older.exists() else older for path, older in paths)
     if batch.output_file_id and batch.status != LOST and not output.exists():
         raise LedgerError(f"{output} is missing, and so are the results that were read from it: restore one of them")
     return ResponseFiles(batch, output if output.exists() else None, error if error.exists() else None)

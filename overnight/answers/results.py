@@ -45,6 +45,7 @@ def result_schema(answer: Answer) -> pa.Schema:
             pa.field("output_tokens", pa.int64()),
             pa.field("cached_tokens", pa.int64()),
             pa.field("service_tier", pa.string()),
+            pa.field("cost_usd", pa.float64()),
             pa.field("batch_id", pa.string()),
             pa.field("raw", pa.string()),
         ]

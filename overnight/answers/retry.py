@@ -13,7 +13,7 @@ from overnight.answers.verdicts import Reply
 from overnight.job.job import TOKEN_LIMITS, Limits
 from overnight.job.profiles import Profile
 from overnight.ledger.records import Batch, NewShard, Shard
-from overnight.ledger.request_files import kind_of, shard_lines, staged_files
+from overnight.ledger.request_files import kind_of, request_file, shard_lines, staged_files
 from overnight.ledger.shards import ShardWriter
 from overnight.store.home import JobFolder
 
@@ -95,16 +95,18 @@ def _said(reply: Reply) -> list[dict[str, str]]:
 def write_retries(
     folder: JobFolder, shard: Shard, again: Mapping[Retry, Mapping[str, Reply]], profile: Profile, round_: int
 ) -> list[NewShard]:
-    """Copies the lines of requests that go out again into files of a new round."""
-    numbers = count()
+    """Copies the lines of requests that go out again into files of a new round; `place_round` moves them into place."""
+    if not again:
+        return []
+    numbers, source = count(), request_file(folder, shard, profile)
 
     def write(staging: Path) -> Iterator[NewShard]:
         for how, replies in again.items():
             limits = profile.overridden(max_requests=how.largest and min(how.largest, profile.max_requests))
             writer = ShardWriter(staging, round_, numbers, limits, kind_of(shard), how.attempt, how.reask, shard.canary)
-            for custom_id, line in shard_lines(folder, shard):
+            for custom_id, line in shard_lines(source):
                 if custom_id in replies:
                     writer.write([reasked(line, replies[custom_id]) if how.reask > shard.reask else line])
             yield from writer.finish()
 
-    return staged_files(folder, write) if again else []
+    return staged_files(folder, round_, write)

@@ -50,6 +50,10 @@ class Profile(BaseModel):
     price_provider: str | None = None
     """The provider's id in genai-prices."""
     poll_seconds: float = 30
+    output_days: float = 30
+    """How long result files are kept: as long as one may still show up, it is asked for."""
+    file_addresses: bool = False
+    """Whether result files are named by addresses to be fetched as they are, rather than by ids (SiliconFlow)."""
     lost_reply_seconds: float = 180
     """How long after a create call whose reply was lost its batch is looked for before it is created again: longer than
     the call may take (120 s) and than a listing may lag."""

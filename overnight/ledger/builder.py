@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import count
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow as pa
 from overnight.errors import MOST_PROBLEMS, DatasetError, InvalidRequests, Problem
 from overnight.job.job import Job
 from overnight.ledger.records import NewShard
-from overnight.ledger.shards import ShardWriter
+from overnight.ledger.shards import Limit, ShardWriter
 from overnight.rows.dataset import Rows
 from overnight.rows.ids import IdSet, Mask, id_hashes
 from overnight.rows.requests import Kind, Requests, request_source
@@ -39,6 +40,8 @@ class Build(msgspec.Struct, frozen=True):
     """Of the dataset that was read."""
     shards: tuple[NewShard, ...]
     """What is still to be sent, staged."""
+    token: str = ""
+    """Which map of rows it made."""
     superseded: tuple[int, ...] = ()
     """Ids of planned shards of an earlier definition that were never sent: they give way."""
 
@@ -47,11 +50,12 @@ class Builder:
     """Streams rows into the staging folder."""
 
     def __init__(
-        self, job: Job, staging: Path, known: IdSet, sent: IdSet, round_: int, canary_rows: int | None
-    ) -> None:
+        self, job: Job, staging: Path, known: IdSet, sent: IdSet, round_: int, canary_rows: int | None,
+        trial: Limit | None = None,
+    ) -> None:  # fmt: skip
         self._job, self._staging, self._round, self._sent = job, staging, round_, sent
         self._known, self._seen, self._keys = known, IdSet(), IdSet()
-        self._numbers, self._canary_rows = count(), canary_rows
+        self._numbers, self._canary_rows, self._trial = count(), canary_rows, trial
         self._writers: dict[Kind, ShardWriter] = {}
         self._problems: list[Problem] = []
         self._rows = self._unsendable = self._requests = self._skipped = 0
@@ -71,7 +75,8 @@ class Builder:
 
     def _build(self, rows: Rows) -> Build:
         source = request_source(self._job, rows.schema)
-        about = {"fingerprint": rows.fingerprint}
+        token = uuid4().hex
+        about = {"fingerprint": rows.fingerprint, "build": token}
         with write_parquet(self._staging / "rows.parquet", ROWS.with_metadata(about)) as table:
             for batch in rows.batches():
                 self._check_keys(batch)
@@ -82,7 +87,7 @@ class Builder:
             raise InvalidRequests(f"{self._job.dataset.path} cannot be sent as it is:", self._problems)
         shards = [shard for writer in self._writers.values() for shard in writer.finish()]
         return Build(self._rows, self._unsendable, self._requests, self._skipped, rows.fingerprint,
-                     tuple(sorted(shards, key=lambda shard: shard.number)))  # fmt: skip
+                     tuple(sorted(shards, key=lambda shard: shard.number)), token)  # fmt: skip
 
     def _take(self, requests: Requests, rows: int, table: TableWriter) -> None:
         self._problems += requests.problems
@@ -116,9 +121,9 @@ class Builder:
 
     def _writer(self, kind: Kind) -> ShardWriter:
         if kind not in self._writers:
-            first = None if self._writers else self._canary_rows
+            first, trial = (None, None) if self._writers else (self._canary_rows, self._trial)
             self._writers[kind] = ShardWriter(
-                self._staging, self._round, self._numbers, self._job.profile, kind, first=first
+                self._staging, self._round, self._numbers, self._job.profile, kind, first=first, trial=trial
             )
         return self._writers[kind]
 

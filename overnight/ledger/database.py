@@ -7,11 +7,15 @@ continues from.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import secrets
+import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -20,11 +24,30 @@ from uuid import uuid4
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from overnight.errors import LedgerError
-from overnight.ledger.records import Batch, JobRecord, NewShard, Shard
+from overnight.errors import LedgerError, LedgerUnavailable, OvernightError
+from overnight.ledger.records import Batch, FolderRecord, JobRecord, NewShard, Shard
 from overnight.ledger.states import AT_PROVIDER, OPEN, STEPS, State
-from overnight.ledger.tables import BATCHES, JOBS, LEARNED, LEASES, METADATA, SHARDS, add_new_columns
+from overnight.ledger.tables import (
+    BATCHES,
+    FOLDERS,
+    IDENTITY,
+    JOBS,
+    LEARNED,
+    LEASES,
+    METADATA,
+    SHARDS,
+    add_new_columns,
+)
 
+_OPENING_LOCK = 0x6F76_6572
+"""Any number that all processes share, for PostgreSQL's advisory lock."""
+_PATIENCE = 30.0
+"""How long a database is waited for that restarts, or that another process holds."""
+_PAUSE = 0.3
+_PASSING = re.compile(r"locked|busy|connect|server closed|terminating|starting up|shutting down|timeout", re.IGNORECASE)
+_WRONG_ADDRESS = re.compile(
+    r"password authentication|does not exist|pg_hba|resolve host|name or service", re.IGNORECASE
+)
 _LEARNED_SECONDS = 86_400.0
 """How long a learned limit holds: tiers rise, and other programs' batches end within a day."""
 
@@ -44,12 +67,26 @@ class Ledger:
             sa.event.listen(self._engine, "connect", _configure_sqlite)
             sa.event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
         with self._transaction() as connection:
+            if self._engine.dialect.name == "postgresql":
+                # Two processes that make the tables at once: the second waits here, and finds them made.
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_OPENING_LOCK})")
             METADATA.create_all(connection)
             add_new_columns(connection)
+            found = connection.execute(sa.select(IDENTITY)).mappings().first()
+            if found is None:
+                new = {"id": 1, "ledger": uuid4().hex, "key": secrets.token_hex(32)}
+                found = connection.execute(sa.insert(IDENTITY).values(**new).returning(*IDENTITY.c)).mappings().one()
+        self.identity: str = found["ledger"]
+        """Which database this is: a copy of it has the same."""
+        self._key = bytes.fromhex(found["key"])
 
     @staticmethod
-    def of(home: Path) -> Ledger:
+    def of(home: Path, *, anew: bool = False) -> Ledger:
         """The ledger of a home: `OVERNIGHT_LEDGER_URL`, or `ledger.db` in it.
+
+        Args:
+            home: the folder of runs.
+            anew: make a new one even where requests were sent by one that is gone, in order to recover them.
 
         Raises:
             LedgerError: the database cannot be opened or read.
@@ -58,21 +95,54 @@ class Ledger:
             return _open(url)
         path = home / "ledger.db"
         gone = not path.exists() or not path.stat().st_size
-        if gone and (sent := next(home.glob("*/requests/*.jsonl"), None)) is not None:
+        if gone and not anew and (sent := next(home.glob("*/requests/*.jsonl"), None)) is not None:
             raise LedgerError(
                 f"the ledger {path} is gone or empty, and {sent.parent.parent} was sent by it: restore it from a "
-                "backup; or move that folder away too, and pay for its requests again"
+                f"backup, or have its batches looked for: overnight recover {sent.parent.parent.name}.yaml"
             )
         return _open(f"sqlite:///{path}")
 
+    def fingerprint(self, account: str) -> str:
+        """A keyed hash of what tells accounts apart, a key among it: it can be compared, and tells nothing."""
+        return hashlib.blake2b(account.encode(), key=self._key, digest_size=8).hexdigest()
+
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
+        """One transaction; it begins once the database answers, for which a restart of it is waited out.
+
+        Nothing is repeated that was begun: a connection that breaks in the middle may have broken after the commit.
+        """
+        until = time.monotonic() + _PATIENCE
         try:
-            with self._engine.begin() as connection:
-                yield connection
+            with ExitStack() as stack:
+                yield self._begun(stack, until)
         except sa.exc.DBAPIError as error:
-            where = self._engine.url.render_as_string(hide_password=True)
-            raise LedgerError(f"the ledger {where} cannot be used: {error.orig}. {_mend(str(error.orig))}") from None
+            raise self._failure(error) from None
+
+    def _begun(self, stack: ExitStack, until: float) -> sa.Connection:
+        while True:
+            try:
+                return stack.enter_context(self._engine.begin())
+            except sa.exc.DBAPIError as error:
+                if not isinstance(self._failure(error), LedgerUnavailable) or time.monotonic() >= until:
+                    raise
+            time.sleep(_PAUSE)
+
+    def _failure(self, error: sa.exc.DBAPIError) -> OvernightError:
+        where, said = self._engine.url.render_as_string(hide_password=True), str(error.orig)
+        kind = LedgerUnavailable if _PASSING.search(said) and not _WRONG_ADDRESS.search(said) else LedgerError
+        return kind(f"the ledger {where} cannot be used: {said}. {_mend(said)}")
+
+    def folder(self, job: str) -> FolderRecord | None:
+        """The folder that a job was sent from, and how often the ledger wrote about it."""
+        with self._transaction() as connection:
+            found = connection.execute(sa.select(FOLDERS).where(FOLDERS.c.job == job)).mappings().first()
+        return FolderRecord(**found) if found else None
+
+    def keep_folder(self, record: FolderRecord) -> None:
+        """Notes which folder a job is sent from."""
+        with self._transaction() as connection:
+            _put(connection, FOLDERS, vars(record))
 
     def job(self, name: str) -> JobRecord | None:
         """The job as it was last built."""
@@ -129,6 +199,7 @@ class Ledger:
             connection.execute(sa.delete(JOBS).where(JOBS.c.name == record.name))
             connection.execute(sa.insert(JOBS).values(**values))
             _insert_shards(connection, record.name, shards)
+            _count(connection, FOLDERS.c.job == record.name)
 
     def stop(self, job: str, reason: str) -> None:
         """Sends nothing more of a job: shards without a batch at the provider are settled as they are.
@@ -149,7 +220,9 @@ class Ledger:
         with self._transaction() as connection:
             connection.execute(sa.update(JOBS).where(JOBS.c.name == job).values(joined_at=at, seconds=seconds))
 
-    def start_attempt(self, shard_id: int, at: float, *, file_id: str | None = None) -> Batch:
+    def start_attempt(
+        self, shard_id: int, at: float, *, file_id: str | None = None, account: str | None = None
+    ) -> Batch:
         """Opens an attempt, in `uploading`, or in `uploaded` where the file of an earlier one is still good.
 
         Raises:
@@ -162,7 +235,8 @@ class Ledger:
             others = sa.select(BATCHES.c.id).where(BATCHES.c.shard_id == shard_id, BATCHES.c.state.in_(OPEN))
             if settled or connection.execute(others).first():
                 raise LedgerError(f"shard {shard_id} is settled or has an open attempt: another process works on it")
-            values = {"shard_id": shard_id, "token": uuid4().hex, "state": state, "started_at": at, "file_id": file_id}
+            values = {"shard_id": shard_id, "token": uuid4().hex, "state": state, "started_at": at, "file_id": file_id,
+                      "account": account}  # fmt: skip
             connection.execute(sa.update(SHARDS).where(SHARDS.c.id == shard_id).values(hold_until=None))
             row = connection.execute(sa.insert(BATCHES).values(**values).returning(*BATCHES.c)).mappings().one()
             return _batch(row)
@@ -176,8 +250,17 @@ class Ledger:
         with self._transaction() as connection:
             return _move(connection, batch, to, values)
 
-    def begin_create(self, batch: Batch, owner: str, now: float) -> Batch:
+    def begin_create(
+        self, batch: Batch, owner: str, now: float, *, account: str | None = None, rates: dict[str, Any] | None = None
+    ) -> Batch:
         """Takes the step before the paid call: to `creating`, and only while `owner` holds the job's lease.
+
+        Args:
+            batch: the attempt.
+            owner: of the lease.
+            now: Unix seconds.
+            account: the fingerprint of the account that is to be billed.
+            rates: what tokens cost now.
 
         Raises:
             LedgerError: the lease was lost, or another process took a step first.
@@ -189,7 +272,10 @@ class Ledger:
             held = sa.select(LEASES.c.owner).where(LEASES.c.job == job, LEASES.c.until > now).with_for_update()
             if connection.execute(held).scalar() != owner:
                 raise LedgerError("this process lost its lease on the job (was the machine asleep?): run it again")
-            return _move(connection, batch, State.CREATING, {"creating_at": now, "creates": batch.creates + 1})
+            mine = sa.select(SHARDS.c.job).where(SHARDS.c.id == batch.shard_id).scalar_subquery()
+            _count(connection, FOLDERS.c.job == mine)
+            values = {"creating_at": now, "creates": batch.creates + 1, "account": account, "rates": rates}
+            return _move(connection, batch, State.CREATING, values)
 
     def split(self, shard: Shard, pieces: Sequence[NewShard]) -> None:
         """Plans smaller shards in place of one that has no open attempt.
@@ -242,6 +328,7 @@ class Ledger:
             ending = {"collected_at": at, "status": batch.status, **outcome}
             _move(connection, batch, State.COLLECTED, ending)
             connection.execute(sa.update(SHARDS).where(SHARDS.c.id == batch.shard_id).values(settled=True))
+            connection.execute(sa.update(JOBS).where(JOBS.c.name == job).values(joined_at=None))
             _insert_shards(connection, job, list(again))
 
     def end(self, batch: Batch, **values: Any) -> bool:
@@ -283,7 +370,7 @@ def _mend(said: str) -> str:
     """What to do about a database's error."""
     if re.search("locked|busy", said):
         return "Another process holds it for long: run the job again when that has ended"
-    if re.search("connection|connect|translate host|password authentication", said, re.IGNORECASE):
+    if _PASSING.search(said) or _WRONG_ADDRESS.search(said):
         return "Check OVERNIGHT_LEDGER_URL and that the database server answers; then run the job again"
     if re.search("full|disk I/O|readonly|unable to open", said):
         return "Make room, or make it writable, and run the job again: it goes on where it was"
@@ -310,6 +397,11 @@ def _put(
     connection.execute(
         insert(table).values(**values).on_conflict_do_update(index_elements=keys, set_=others, where=where)
     )
+
+
+def _count(connection: sa.Connection, which: sa.ColumnElement[bool]) -> None:
+    """Counts what must not be forgotten: the folder keeps the count too, and shows when a ledger is older than it."""
+    connection.execute(sa.update(FOLDERS).where(which).values(counter=FOLDERS.c.counter + 1))
 
 
 def _insert_shards(connection: sa.Connection, job: str, shards: Sequence[NewShard]) -> None:
@@ -356,7 +448,24 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     """WAL with full syncs: an intent to pay has to survive a power cut as well as a kill."""
     connection.isolation_level = None  # SQLAlchemy's own BEGIN IMMEDIATE stands in the listener beside this one
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
+        _execute_patiently(connection, f"PRAGMA {pragma}")
+
+
+def _execute_patiently(connection: Any, statement: str) -> None:
+    """Executes a statement once nobody else holds the database.
+
+    Switching a new one to WAL does not wait for a process that does the same: SQLite's timeout is for transactions.
+    """
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            connection.execute(statement)
+        except sqlite3.OperationalError as error:
+            if not _PASSING.search(str(error)) or time.monotonic() >= until:
+                raise
+        else:
+            return
+        time.sleep(_PAUSE / 10)
 
 
 _opening = threading.Lock()

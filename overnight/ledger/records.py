@@ -23,6 +23,19 @@ class JobRecord:
     seconds: float | None = None
     stopped: str | None = None
     """Why nothing more of it is sent, until it is built again."""
+    build: str | None = None
+    """Which map of rows belongs to it; None where an older version built it."""
+
+
+@dataclass(frozen=True)
+class FolderRecord:
+    """What a ledger and the folder of a job tell of each other."""
+
+    job: str
+    folder: str
+    """Which folder it is."""
+    counter: int
+    """Builds and create calls that were written down: the two grow together, the ledger first."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,8 @@ class NewShard:
     """Estimated input tokens."""
     model: str
     url: str
+    largest: int = 0
+    """Bytes of its longest line; 0 where an older version planned it."""
     provider: str = ""
     """Whose queue it goes into: the profile's name and address."""
     attempt: int = 1
@@ -74,8 +89,23 @@ class Batch:
     ended_at: float | None = None
     collected_at: float | None = None
     cancelled_by_us: bool = False
+    account: str | None = None
+    """The fingerprint of the account that it was sent with; None where an older version sent it."""
+    rates: dict[str, Any] | None = None
+    """What tokens cost when it was sent (`Rates.as_record`); None where nobody knew."""
+    cost_usd: float | None = None
+    """Of all its answers, each priced by its own tokens; None where a price or a count is not known."""
+    trouble: str | None = None
+    """Why it cannot be collected for now, though it may hold paid answers; None where all is well."""
+    trouble_since: float | None = None
+    absent_since: float | None = None
+    """When a complete listing of its account lacked it first, and all since have."""
+    look_at: float | None = None
+    """Not looked at before this."""
+    given_up: bool = False
+    """Whether a person gave it up."""
     misses: int = 0
-    """How often in a row the provider did not know the batch."""
+    """Looks that found it in trouble, in a row."""
     cleaned: bool = False
     """Whether its files were deleted at the provider."""
     output_file_id: str | None = None
@@ -93,6 +123,11 @@ class Batch:
     """How many answers name which service tier."""
     hours: dict[str, int] | None = None
     """What ran in cheap hours, where the endpoint tells: off_peak_lines, peak_lines, off_peak_tokens, peak_tokens."""
+
+    @property
+    def lacks_answers(self) -> bool:
+        """Whether requests of it were worked on, as far as anybody knows, whose answers never came."""
+        return bool((self.verdicts or {}).get("missing"))
 
     @property
     def file_ids(self) -> list[str]:

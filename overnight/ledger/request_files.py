@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -19,32 +19,83 @@ from overnight.store.files import disk_errors, sync_folder
 from overnight.store.home import JobFolder
 
 
+def placed_file(folder: JobFolder, shard: Shard, profile: Profile) -> Path | None:
+    """A shard's request file; one that was planned and not yet moved into place, since a process died, is moved."""
+    path = folder.requests / shard.file_name
+    if path.exists():
+        return path
+    for staging in (folder.staging, folder.retries(shard.round)):
+        staged = staging / shard.file_name
+        if staged.exists() and file_key(staged, shard.url, profile) == shard.key:
+            place_file(folder, staged)
+            return path
+    return None
+
+
+def request_file(folder: JobFolder, shard: Shard, profile: Profile) -> Path:
+    """A shard's request file.
+
+    Raises:
+        LedgerError: it is gone.
+    """
+    path = folder.requests / shard.file_name
+    if placed_file(folder, shard, profile) is not None:
+        return path
+    what = "and its requests are under way" if shard.sent else "nothing of it was sent"
+    raise LedgerError(f"{path} is missing ({what}): restore it from a backup")
+
+
 def whole_file(folder: JobFolder, shard: Shard, profile: Profile) -> Path:
     """A shard's request file, as it was planned: its key is a hash of its bytes.
 
     Raises:
         LedgerError: it is gone, or is another by now.
     """
-    path = folder.requests / shard.file_name
-    if not path.exists() or file_key(path, shard.url, profile) != shard.key:
+    path = request_file(folder, shard, profile)
+    if file_key(path, shard.url, profile) != shard.key:
         what = "and what was sent cannot be told from what was not" if shard.sent else "nothing of it was sent"
         raise LedgerError(f"{path} is missing or not as it was planned ({what}): restore it from a backup")
     return path
 
 
+def place_file(folder: JobFolder, staged: Path) -> None:
+    """Moves a planned request file into place, where none may stand yet: what was sent is never overwritten.
+
+    Raises:
+        LedgerError: another file of the name stands there.
+    """
+    path = folder.requests / staged.name
+    if path.exists() and path.read_bytes() != staged.read_bytes():
+        raise LedgerError(f"{path} is there already, and is another than the ledger planned: have it looked for at the "
+                          f"provider: overnight recover {folder.job}")  # fmt: skip
+    folder.requests.mkdir(parents=True, exist_ok=True)
+    staged.replace(path)
+    sync_folder(folder.requests)
+
+
+def place_round(folder: JobFolder, planned: Sequence[NewShard]) -> None:
+    """Moves what goes out again into place, once the ledger knows of it."""
+    for new in planned:
+        place_file(folder, folder.retries(new.round) / new.file_name)
+    for round_ in {new.round for new in planned}:
+        shutil.rmtree(folder.retries(round_), ignore_errors=True)
+
+
 def cut_shard(folder: JobFolder, shard: Shard, profile: Profile, ledger: Ledger) -> list[NewShard]:
     """Plans a shard's requests anew, in shards that a queue takes."""
     numbers, round_ = count(), ledger.next_round(shard.job)
+    source = request_file(folder, shard, profile)
 
     def write(staging: Path) -> Iterator[NewShard]:
         half = profile.overridden(max_requests=max(1, shard.requests // 2))
         writer = ShardWriter(staging, round_, numbers, half, kind_of(shard), shard.attempt, shard.reask, shard.canary)
-        for _, line in shard_lines(folder, shard):
+        for _, line in shard_lines(source):
             writer.write([line])
         yield from writer.finish()
 
-    pieces = staged_files(folder, write)
+    pieces = staged_files(folder, round_, write)
     ledger.split(shard, pieces)
+    place_round(folder, pieces)
     return pieces
 
 
@@ -53,25 +104,21 @@ def kind_of(shard: Shard) -> Kind:
     return Kind(shard.model, shard.url, frame_bytes(shard.requests, shard.bytes, shard.tokens))
 
 
-def shard_lines(folder: JobFolder, shard: Shard) -> Iterator[tuple[str, bytes]]:
-    """The custom_id and the line of each request of a shard, in its order."""
-    path = folder.requests / shard.file_name
+def shard_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The custom_id and the line of each request of a file, in its order."""
     with path.open("rb") as lines:
         yield from zip(custom_ids(path), lines, strict=True)
 
 
-def staged_files(folder: JobFolder, write: Callable[[Path], Iterator[NewShard]]) -> list[NewShard]:
-    """Has request files written in a folder beside, and moves them into place.
+def staged_files(folder: JobFolder, round_: int, write: Callable[[Path], Iterator[NewShard]]) -> list[NewShard]:
+    """Has request files of a round written beside; `place_round` moves them once the ledger knows of them.
 
-    Killed before the ledger knows of them, the files are overwritten by the next that get the round.
+    A process that died before that leaves the round free, and its files to be overwritten.
     """
-    staging = folder.path / ".again"
+    staging = folder.retries(round_)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     with disk_errors(staging):
         planned = list(write(staging))
-    for new in planned:
-        (staging / new.file_name).replace(folder.requests / new.file_name)
-    sync_folder(folder.requests)
-    staging.rmdir()
+        sync_folder(staging)
     return planned

@@ -59,6 +59,7 @@ class ShardWriter:
         reask: int = 0,
         canary: int | None = None,
         first: int | None = None,
+        trial: Limit | None = None,
     ) -> None:
         """Makes a writer; the first line makes the first file.
 
@@ -72,13 +73,15 @@ class ShardWriter:
             reask: how often their answers were invalid.
             canary: the round of the canary that they belong to.
             first: how many of the first requests are a canary of this round, in files of their own.
+            trial: the most that the first file may hold, where tokens have to be counted before more is sent.
         """
         self._folder, self._round, self._numbers = folder, round_, numbers
         self._profile, self._kind, self._attempt, self._reask = profile, kind, attempt, reask
         self._canary, self._first = canary, first or 0
-        self._limit = shard_limit(profile)
+        whole = shard_limit(profile)
+        self._limits = [Limit(*map(min, whole, trial)), whole] if trial else [whole]
         self._shards: list[NewShard] = []
-        self._count = 0
+        self._count = self._size = self._largest = 0
 
     def write(self, lines: Sequence[bytes]) -> None:
         """Appends lines, opening new files as the limits demand."""
@@ -86,11 +89,13 @@ class ShardWriter:
             if not self._count:
                 self._open()
             ends = list(accumulate(map(len, lines)))
-            fit = min(int(np.searchsorted(ends, self._limit.bytes - self._size, side="right")),
-                      min(self._limit.requests, self._first or self._limit.requests) - self._count)  # fmt: skip
+            limit = self._limits[0]
+            fit = min(int(np.searchsorted(ends, limit.bytes - self._size, side="right")),
+                      min(limit.requests, self._first or limit.requests) - self._count)  # fmt: skip
             if fit > 0 or not self._count:
                 fit = max(fit, 1)
                 self._append(b"".join(lines[:fit]), fit)
+                self._largest = max(self._largest, *map(len, lines[:fit]))
                 lines = lines[fit:]
             if lines:
                 self._close()
@@ -110,7 +115,7 @@ class ShardWriter:
         self._number = next(self._numbers)
         path = self._folder / f"{self._round:04d}-{self._number:04d}.jsonl"
         self._stream: BinaryIO = path.open("wb", buffering=1 << 20)
-        self._count = self._size = 0
+        self._count = self._size = self._largest = 0
         self._hash = shard_hash(self._kind.url, self._profile)
 
     def _append(self, text: bytes, count: int) -> None:
@@ -128,6 +133,7 @@ class ShardWriter:
                 key=self._hash.hexdigest(),
                 requests=self._count,
                 bytes=self._size,
+                largest=self._largest,
                 tokens=estimated_tokens(self._count, max(0, self._size - self._count * self._kind.frame)),
                 model=self._kind.model,
                 url=self._kind.url,
@@ -138,3 +144,4 @@ class ShardWriter:
             )
         )
         self._count, self._first = 0, max(0, self._first - self._count)
+        self._limits = self._limits[-1:]

@@ -12,6 +12,9 @@
 provider: nothing is created again before a complete listing shows that there is none. `refused` ends an attempt that
 the provider turned away as a whole, at the create call or later (a full queue): its shard is planned again. One step
 is not drawn: an attempt that can never be taken, one request above the queue's limit, goes from `creating` to `ended`.
+
+`lost` is no end: the provider's complete listings lack the batch, and it is looked for all the same, until it shows up
+(`submitted` again), or its outputs would be deleted by now, or a person gives it up (`ended`).
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ class State(StrEnum):
     CREATING = "creating"
     UNKNOWN = "unknown"
     SUBMITTED = "submitted"
+    LOST = "lost"
     ENDED = "ended"
     COLLECTED = "collected"
     REFUSED = "refused"
@@ -37,7 +41,8 @@ STEPS: dict[State, frozenset[State]] = {
     State.UPLOADED: frozenset({State.CREATING, State.REFUSED}),
     State.CREATING: frozenset({State.SUBMITTED, State.UNKNOWN, State.REFUSED, State.ENDED}),
     State.UNKNOWN: frozenset({State.SUBMITTED, State.CREATING, State.REFUSED}),
-    State.SUBMITTED: frozenset({State.ENDED, State.REFUSED}),
+    State.SUBMITTED: frozenset({State.ENDED, State.REFUSED, State.LOST}),
+    State.LOST: frozenset({State.SUBMITTED, State.ENDED}),
     State.ENDED: frozenset({State.COLLECTED, State.REFUSED}),
     State.COLLECTED: frozenset(),
     State.REFUSED: frozenset(),

@@ -18,6 +18,7 @@ JOBS = sa.Table(
     sa.Column("built_at", sa.Double, nullable=False),
     sa.Column("joined_at", sa.Double),
     sa.Column("seconds", sa.Double),
+    sa.Column("build", sa.Text),                        # which rows.parquet belongs to it
     sa.Column("stopped", sa.Text),                      # why nothing more of it is sent
 )  # fmt: skip
 
@@ -40,6 +41,7 @@ SHARDS = sa.Table(
     sa.Column("requests", sa.Integer, nullable=False),
     sa.Column("bytes", sa.BigInteger, nullable=False),
     sa.Column("tokens", sa.BigInteger, nullable=False),
+    sa.Column("largest", sa.BigInteger, nullable=False, default=0),  # bytes of the longest line
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("url", sa.Text, nullable=False),
     sa.Column("provider", sa.Text, nullable=False),
@@ -70,6 +72,14 @@ BATCHES = sa.Table(
     sa.Column("ended_at", sa.Double),
     sa.Column("collected_at", sa.Double),
     sa.Column("cancelled_by_us", sa.Boolean, nullable=False, default=False),
+    sa.Column("account", sa.Text),                      # the fingerprint of the account that it was sent with
+    sa.Column("rates", sa.JSON),                        # what tokens cost when it was sent
+    sa.Column("cost_usd", sa.Double),
+    sa.Column("trouble", sa.Text),                      # why it cannot be collected for now
+    sa.Column("trouble_since", sa.Double),
+    sa.Column("absent_since", sa.Double),               # the first complete listing without it
+    sa.Column("look_at", sa.Double),                    # when it is looked at again
+    sa.Column("given_up", sa.Boolean, nullable=False, default=False),
     sa.Column("misses", sa.Integer, nullable=False, default=0),
     sa.Column("cleaned", sa.Boolean, nullable=False, default=False),
     sa.Column("output_file_id", sa.Text),
@@ -84,6 +94,22 @@ BATCHES = sa.Table(
 )  # fmt: skip
 
 
+IDENTITY = sa.Table(
+    "identity", METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),      # the one row
+    sa.Column("ledger", sa.Text, nullable=False),       # which database this is; a copy has the same
+    sa.Column("key", sa.Text, nullable=False),          # with which accounts are hashed
+)  # fmt: skip
+
+
+FOLDERS = sa.Table(
+    "folders", METADATA,
+    sa.Column("job", sa.Text, primary_key=True),
+    sa.Column("folder", sa.Text, nullable=False),       # which folder the job's files lie in
+    sa.Column("counter", sa.BigInteger, nullable=False),  # of builds and create calls
+)  # fmt: skip
+
+
 LEARNED = sa.Table(
     "learned_limits", METADATA,
     sa.Column("provider", sa.Text, primary_key=True),
@@ -94,12 +120,13 @@ LEARNED = sa.Table(
 
 
 def add_new_columns(connection: sa.Connection) -> None:
-    """Gives the tables of an older version the columns that came since: null, or 0 where they may not be."""
+    """Gives the tables of an older version the columns that came since: null, or nothing where they may not be."""
     inspector = sa.inspect(connection)
     for table in METADATA.sorted_tables:
         there = {column["name"] for column in inspector.get_columns(table.name)}
         for column in table.columns:
             if column.name not in there:
                 kind = column.type.compile(connection.dialect)
-                default = "" if column.nullable else " NOT NULL DEFAULT 0"
+                zero = "false" if isinstance(column.type, sa.Boolean) else "0"
+                default = "" if column.nullable else f" NOT NULL DEFAULT {zero}"
                 connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}{default}")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from overnight.job.job import Job
 from overnight.ledger.records import Shard
-from overnight.limits.budget import batch_cost, most_cost, output_limit
+from overnight.limits.budget import batch_cost, output_limit, planned_cost
 from overnight.limits.prices import job_rates
 from overnight.text import dollars
 
@@ -53,7 +53,7 @@ def _fault(job: Job, shards: Sequence[Shard], latest: int) -> str | None:
         return f"of the canary's {sent:,} requests {failed:,} have no answer ({failed / sent:.0%}; {bound})"
     if not job_rates(job, first[0].model) or output_limit(job) is None:
         return None
-    planned = sum(most_cost(job, shard) for shard in first)
+    planned = sum(planned_cost(job, shard) for shard in first)
     cost = sum(batch_cost(job, shard, batch) or 0.0 for shard in first for batch in shard.batches)
     if cost > planned:
         return f"the canary's {sent:,} requests cost {dollars(cost)}, more than the {dollars(planned)} they could cost"

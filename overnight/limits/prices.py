@@ -2,36 +2,89 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from decimal import Decimal
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from genai_prices import Usage, calc_price
+from genai_prices.types import TieredPrices
 
 from overnight.job.job import Job
 
 _MILLION = 1_000_000
+Amounts = npt.NDArray[np.float64]
+
+
+class Tier(NamedTuple):
+    """USD per token of the requests with more than so many input tokens: long contexts cost more, all of them."""
+
+    above: int
+    input: float
+    output: float
+    cached: float
+    """For input tokens that the provider had cached."""
 
 
 @dataclass(frozen=True)
 class Rates:
     """USD per token of a batch."""
 
-    input: float
-    output: float
-    cached: float
-    """For input tokens that the provider had cached."""
+    tiers: tuple[Tier, ...]
+    """By `above`, from 0."""
     source: str
     """Where the rates are from, for people."""
     real_time: float | None = None
     """How many times as much the same tokens cost in real time; None where it is not known."""
 
-    def cost(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> float:
-        """USD for some tokens; cached ones are among the input."""
-        return (input_tokens - cached_tokens) * self.input + cached_tokens * self.cached + output_tokens * self.output
+    @staticmethod
+    def flat(input_: float, output: float, cached: float, source: str, real_time: float | None = None) -> Rates:
+        """Rates that are the same for requests of any length."""
+        return Rates((Tier(0, input_, output, cached),), source, real_time)
+
+    @staticmethod
+    def recorded(values: Mapping[str, Any]) -> Rates:
+        """Rates as `as_record` keeps them with a batch."""
+        return Rates(tuple(Tier(*tier) for tier in values["tiers"]), values["source"], values["real_time"])
+
+    def as_record(self) -> dict[str, Any]:
+        """The rates as JSON."""
+        return asdict(self) | {"tiers": [list(tier) for tier in self.tiers]}
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing costs anything."""
+        return not any(tier.input or tier.output for tier in self.tiers)
+
+    def cost(
+        self, input_tokens: float, output_tokens: float, cached_tokens: float = 0, *, largest: float | None = None
+    ) -> float:
+        """USD for some tokens; cached ones are among the input.
+
+        Args:
+            input_tokens: of all requests.
+            output_tokens: of all requests.
+            cached_tokens: of all requests.
+            largest: input tokens of the largest request, which is the bound where there are several; None: it is one.
+        """
+        size = input_tokens if largest is None else largest
+        tier = next(one for one in reversed(self.tiers) if one.above == 0 or size > one.above)
+        fresh = input_tokens - cached_tokens
+        return fresh * tier.input + cached_tokens * tier.cached + output_tokens * tier.output
+
+    def costs(self, given: Amounts, made: Amounts, cached: Amounts) -> Amounts:
+        """USD of single requests by their input, output and cached tokens, which are among the input."""
+        found = np.zeros(len(given))
+        for tier in self.tiers:
+            cost = (given - cached) * tier.input + cached * tier.cached + made * tier.output
+            found = np.where((given > tier.above) | (tier.above == 0), cost, found)
+        return found
 
 
 def job_rates(job: Job, model: str | None = None) -> Rates | None:
-    """The rates that a job is billed at: its own, else the price list's; None where they are unknown.
+    """The rates that a job is billed at now: its own, else the price list's; None where they are unknown.
 
     Args:
         job: whose provider counts.
@@ -40,10 +93,10 @@ def job_rates(job: Job, model: str | None = None) -> Rates | None:
     model = model or job.model
     if (given := job.provider.prices) is not None:
         source = "provider.prices of the job"
-        return Rates(given.input / _MILLION, given.output / _MILLION, given.input / _MILLION, source)
+        return Rates.flat(given.input / _MILLION, given.output / _MILLION, given.input / _MILLION, source)
     profile = job.profile
     if profile.name == "local":
-        return Rates(0.0, 0.0, 0.0, "the embedded model runs on this machine")
+        return Rates.flat(0.0, 0.0, 0.0, "the embedded model runs on this machine")
     if profile.price_provider is None or model is None:
         return None
     return listed_rates(model, profile.price_provider, profile.discount)
@@ -51,40 +104,43 @@ def job_rates(job: Job, model: str | None = None) -> Rates | None:
 
 def listed_rates(model: str, provider: str, discount: float | None) -> Rates | None:
     """Rates from genai-prices: its batch price, else its standard price less the profile's discount."""
-    standard = _per_million(model, provider, batch=False)
+    standard = _listed_tiers(model, provider, batch=False)
     if standard is None:
         return None
     if _has_batch_price(model, provider):
-        batch = _per_million(model, provider, batch=True) or standard
-        share = float(batch[1] / standard[1]) if standard[1] else float(batch[0] / standard[0])
-        return _rates(batch, "genai-prices, batch price", 1 / share if share else None)
+        tiers = _listed_tiers(model, provider, batch=True) or standard
+        first, list_first = tiers[0], standard[0]
+        share = first.output / list_first.output if list_first.output else first.input / (list_first.input or 1)
+        return Rates(tiers, "genai-prices, batch price", 1 / share if share else None)
     if discount is None:
-        return _rates(standard, "genai-prices, standard price: no batch price is known", None)
-    factor = Decimal(str(1 - discount))
-    reduced = tuple(price * factor for price in standard)
-    return _rates(reduced, f"genai-prices, standard price less {discount:.0%}", 1 / (1 - discount))
+        return Rates(standard, "genai-prices, standard price: no batch price is known")
+    part = 1 - discount
+    reduced = tuple(Tier(t.above, t.input * part, t.output * part, t.cached * part) for t in standard)
+    return Rates(reduced, f"genai-prices, standard price less {discount:.0%}", 1 / part)
 
 
-def _rates(prices: tuple[Decimal, ...], source: str, real_time: float | None) -> Rates:
-    given, made, cached = (float(price) / _MILLION for price in prices)
-    return Rates(given, made, cached, source, real_time)
-
-
-def _per_million(model: str, provider: str, *, batch: bool) -> tuple[Decimal, ...] | None:
-    """USD for a million tokens of input, output, and cached input."""
+def _listed_tiers(model: str, provider: str, *, batch: bool) -> tuple[Tier, ...] | None:
+    """A model's rates for requests of each length that has its own."""
     context = {"processing": "batch"} if batch else None
-    usages = (
-        Usage(input_tokens=_MILLION),
-        Usage(output_tokens=_MILLION),
-        Usage(input_tokens=_MILLION, cache_read_tokens=_MILLION),
-    )
     try:
-        return tuple(
-            calc_price(usage, model_ref=model, provider_id=provider, price_context=context).total_price
-            for usage in usages
-        )
+        found = calc_price(Usage(input_tokens=1), model_ref=model, provider_id=provider, price_context=context)
     except LookupError:
         return None
+    price = found.model_price
+    given, made, cached = price.input_mtok, price.output_mtok, price.cache_read_mtok
+    starts = {0} | {tier.start for one in (given, made, cached) if isinstance(one, TieredPrices) for tier in one.tiers}
+    return tuple(
+        Tier(start, _at(given, start), _at(made, start), _at(given if cached is None else cached, start))
+        for start in sorted(starts)
+    )
+
+
+def _at(price: Decimal | TieredPrices | None, start: int) -> float:
+    """USD per token of a price for requests with more input tokens than `start`."""
+    if isinstance(price, TieredPrices):
+        base = next((tier.price for tier in reversed(price.tiers) if tier.start <= start), price.base)
+        return float(base) / _MILLION
+    return float(price or 0) / _MILLION
 
 
 def _has_batch_price(model: str, provider: str) -> bool:

@@ -143,9 +143,15 @@ def learned_limit(message: str, shard: Shard, others: int) -> int | None:
     return min(filter(None, (named, max(1, shard.tokens // 2))))
 
 
-def ended_batches(shards: Sequence[Shard]) -> list[Batch]:
-    """Attempts whose files are to be collected."""
-    return [batch for shard in shards if (batch := shard.open_batch) and batch.state is State.ENDED]
+def ended_batches(shards: Sequence[Shard], now: float) -> list[Batch]:
+    """Attempts whose files are to be collected now: those in trouble only when they are due again."""
+    return [
+        batch
+        for shard in shards
+        if (batch := shard.open_batch)
+        and batch.state is State.ENDED
+        and (batch.look_at is None or batch.look_at <= now)
+    ]
 
 
 def submitted_batches(shards: Sequence[Shard]) -> list[Batch]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from overnight.errors import ProviderError, Transient
+from overnight.errors import ProviderError, Transient, Unauthorized
 from overnight.ledger.records import Batch
 from overnight.ledger.run import Run
 from overnight.providers.provider import Provider
-from overnight.providers.replies import TERMINAL, RemoteBatch
+from overnight.providers.replies import TERMINAL, RemoteBatch, RemoteFile
 
 logger = logging.getLogger("overnight.submit")
 
@@ -25,17 +25,46 @@ def batches_of(batch: Batch, listed: Iterable[RemoteBatch], known: set[str]) -> 
     Returns:
         Oldest first, those that failed last. More than one only where a lost call was given up too early.
     """
-    remotes = [remote for remote in listed if remote.id not in known][::-1]
-    by_token = [remote for remote in remotes if (remote.metadata or {}).get("overnight_attempt") == batch.token]
+    remotes = list(listed)[::-1]
+    by_token = [remote for remote in remotes if token_of(remote) == batch.token]
     by_file = [
-        r for r in remotes if not (r.metadata or {}).get("overnight_attempt") and r.input_file_id == batch.file_id
+        remote
+        for remote in remotes
+        if token_of(remote) is None and remote.input_file_id == batch.file_id and remote.id not in known
     ]
     return sorted(by_token or by_file, key=lambda remote: remote.status == "failed")
+
+
+def token_of(remote: RemoteBatch) -> str | None:
+    """The attempt that a batch was made for, as its metadata tells; None where it tells none."""
+    return (remote.metadata or {}).get("overnight_attempt")
+
+
+def is_another(remote: RemoteBatch, batch: Batch) -> bool:
+    """Whether what stands under a batch's id is another's: a server that was set up anew gives its ids again."""
+    return token_of(remote) not in (None, batch.token)
 
 
 def upload_name(batch: Batch) -> str:
     """An attempt's input file at the provider: no other attempt, of whatever job, has the name."""
     return f"overnight-{batch.token}.jsonl"
+
+
+def find_upload(provider: Provider, name: str, size: int) -> RemoteFile | None:
+    """The file that an upload made whose reply was lost.
+
+    Where files cannot be listed this is said: the upload is made again then, and its copy stays at the provider.
+
+    Raises:
+        Transient: they cannot be listed now.
+    """
+    try:
+        return next((file for file in provider.files() if (file.name, file.bytes) == (name, size)), None)
+    except Unauthorized:
+        raise
+    except ProviderError as error:
+        logger.warning("files cannot be listed, an earlier upload of %s may stay at the provider: %s", name, error)
+        return None
 
 
 def listed_batches(run: Run, provider: Provider, batch: Batch) -> list[RemoteBatch]:

@@ -20,6 +20,7 @@ import openai
 
 from overnight.errors import (
     DownloadCut,
+    FileNotThere,
     NoBatchApi,
     NotFound,
     OvernightError,
@@ -35,6 +36,7 @@ from overnight.providers.replies import (
     RemoteFile,
     all_before,
     error_text,
+    names_file,
     refusal,
     remote_batch,
     remote_file,
@@ -81,14 +83,24 @@ class Provider:
         self.address = profile.base_url
         key = api_key or _key_from_environment(profile)
         self._has_key = key != _NO_KEY
+        self._account = (profile.base_url.rstrip("/"), key, organization or "", project or "")
         self._client = openai.OpenAI(
             base_url=self.address, api_key=key, organization=organization, project=project, max_retries=2, timeout=60
         )
+
+    @property
+    def secret_identity(self) -> str:
+        """What tells this account from others, the key among it: only ever to be hashed."""
+        return "\0".join(self._account)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes its connections."""
         self._client.close()
 
     def check(self) -> None:
@@ -148,6 +160,7 @@ class Provider:
 
         Raises:
             ReplyLost: it may or may not have made a batch, or came too late.
+            FileNotThere: the file is not known yet; no batch was made.
             QueueFull: the provider takes no more for now; no batch was made.
             ProviderError: it was refused; no batch was made.
         """
@@ -167,7 +180,10 @@ class Provider:
         except openai.APIStatusError as error:
             if error.status_code >= 500 or error.status_code in (408, 409):
                 raise ReplyLost(f"the create call was answered with HTTP {error.status_code}") from None
-            raise self._refused(error, "create batch") from None
+            refused = self._refused(error, "create batch")
+            if error.status_code == 404 and names_file(refused.message, file_id):
+                raise FileNotThere(refused.message) from None
+            raise refused from None
         except openai.APIConnectionError as error:
             if _never_sent(error):
                 raise self._refused(error, "create batch") from None
@@ -259,20 +275,11 @@ class Provider:
     def _size(self, file_id: str) -> int | None:
         return (found.bytes or None) if (found := self.file(file_id)) else None
 
-    def files(self) -> list[RemoteFile]:
-        """The batch input files of the account; empty where the provider does not list them."""
-        query = {"purpose": self.profile.purpose, "limit": 1000}
-        try:
-            page: Any = self._client.get("/files", cast_to=object, options={"params": query})
-        except (openai.OpenAIError, httpx2.HTTPError):
-            return []
-        listed = page.get("data") if isinstance(page, dict) else page
-        return [file for file in map(remote_file, listed if isinstance(listed, list) else ()) if file is not None]
-
-    def all_files(self) -> Iterator[RemoteFile]:
+    def files(self) -> Iterator[RemoteFile]:
         """All files of the account, of any purpose, page by page.
 
         Raises:
+            ProviderError: the provider does not list files, or more than `MAX_LIST_PAGES` of them.
             ProviderUnavailable: a page cannot be read.
         """
         seen: set[str] = set()
@@ -292,6 +299,7 @@ class Provider:
             if not isinstance(page, dict) or not page.get("has_more"):
                 return
             after = found[-1].id
+        raise ProviderError(f"the list of files goes on after {MAX_LIST_PAGES} pages: it cannot be read whole")
 
     def delete(self, file_id: str) -> None:
         """Deletes a file; one that is gone already is fine."""

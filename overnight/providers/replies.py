@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from overnight.errors import NotFound, OvernightError, ProviderError, ProviderUnavailable, QueueFull, Unauthorized
+from overnight.text import printable
 
 TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 """The statuses after which a batch does not change. Any other word means: not yet."""
@@ -23,7 +24,7 @@ STATUS_WORDS = {
 
 def status_word(word: Any) -> str:
     """A status in OpenAI's words; one that nobody knows passes through in lower case, and is not terminal."""
-    lowered = str(word or "unknown").lower().removeprefix("job_state_")
+    lowered = printable(word or "unknown").lower().removeprefix("job_state_")
     return STATUS_WORDS.get(lowered, lowered)
 
 
@@ -31,6 +32,7 @@ _QUEUE_FULL = re.compile(
     r"token_limit_exceeded|enqueued token|queue.{0,20}full|too many batches|batches in progress", re.IGNORECASE
 )
 _NO_FILE_YET = re.compile(r"cannot find file|file\b.{0,80}\bnot (yet )?(been )?processed", re.IGNORECASE | re.DOTALL)
+_NAMES_FILE = re.compile(r"invalid_file|\bfile\b|input_file_id", re.IGNORECASE)
 _FATAL = re.compile(r"quota|billing|permission|api_key|unauthorized|account", re.IGNORECASE)
 
 
@@ -154,10 +156,12 @@ def _errors(errors: Any) -> Iterator[RemoteError]:
     for error in listed if isinstance(listed, list) else [listed] if listed else []:
         if isinstance(error, dict):
             yield RemoteError(
-                str(error.get("code") or "error"), str(error.get("message") or ""), _whole(error.get("line"))
+                printable(error.get("code") or "error"),
+                printable(error.get("message") or ""),
+                _whole(error.get("line")),
             )
         else:
-            yield RemoteError("error", str(error), None)
+            yield RemoteError("error", printable(error), None)
 
 
 def all_before(batches: list[RemoteBatch], since: float) -> bool:
@@ -191,9 +195,14 @@ def refusal(status: int, said: str, call: str, address: str) -> OvernightError:
     return ProviderError(message)
 
 
+def names_file(said: str, file_id: str) -> bool:
+    """Whether a refusal of a create call is about its input file, which was uploaded a moment ago."""
+    return file_id in said or _NAMES_FILE.search(said) is not None
+
+
 def error_text(body: Any, code: str | None, otherwise: str) -> str:
     """What an error reply says, in short: its code and message, in whichever shape, or the start of its page."""
     if isinstance(body, dict):
         body = body.get("message") or body.get("detail") or body.get("error") or body
-        return f"{code or ''} {body}".strip()[:300]
-    return re.sub(r"\s+", " ", str(body or otherwise)).strip()[:200]
+        return printable(f"{code or ''} {body}".strip()[:300])
+    return re.sub(r"\s+", " ", printable(body or otherwise)).strip()[:200]

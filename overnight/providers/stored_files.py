@@ -19,8 +19,8 @@ class Stored(NamedTuple):
 
     file: RemoteFile
     use: Use
-    """`open`: a batch needs it; `collected`: its answers are here; `orphan`: ours, but no ledger row names it;
-    `foreign`: not ours."""
+    """`open`: a batch needs it, or has not given all its answers; `collected`: its answers are here; `orphan`: ours,
+    but no ledger row names it; `foreign`: not ours."""
     job: str | None
 
 
@@ -29,7 +29,8 @@ def known_files(shards: Iterable[Shard]) -> dict[str, tuple[str, Use]]:
     known: dict[str, tuple[str, Use]] = {}
     for shard in shards:
         for batch in shard.batches:
-            needed: Use = "open" if batch is shard.open_batch or not shard.settled else "collected"
+            over = shard.settled and batch is not shard.open_batch and not batch.lacks_answers
+            needed: Use = "collected" if over else "open"
             for file_id in batch.file_ids:
                 if known.get(file_id, ("", "collected"))[1] != "open":
                     known[file_id] = (shard.job, needed)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from overnight.ledger.records import Batch, Shard
-from overnight.text import duration, table
+from overnight.text import code, duration, inline, table
 
 _EXAMPLES = 3
 _ADVICE = (
@@ -17,6 +17,10 @@ _ADVICE = (
     (r"batch_expired|request_timeout", "time ran out: sent again in smaller batches; lower limits.max_requests"),
     (r"batch_cancelled", "somebody cancelled the batch: run the job again to send the rest"),
     (r"batch_lost", "the provider forgot the batch: limits.resubmit_lost sends it again, and may pay twice"),
+    (
+        r"awaited",
+        "its batch cannot be collected for now: overnight collect goes on asking; cancel gives it up",
+    ),
     (r"not_sent", "never sent: the job was stopped before; run it again"),
     (r"^missing$", "the result files have no line for them: sent again; the provider may have charged for them"),
     (r"context_length|too_large|http_413", "the prompt is too long: shorten it in the template (text|truncate)"),
@@ -57,10 +61,10 @@ def grouped(results: Iterable[tuple[str, str, str | None, str | None]]) -> dict[
         results: custom_id, verdict, error code and message of each.
     """
     groups: dict[tuple[str, str], Group] = {}
-    for custom_id, verdict, code, message in results:
+    for custom_id, verdict, error, message in results:
         if verdict == "succeeded":
             continue
-        group = groups.setdefault((verdict, code or "unknown"), Group())
+        group = groups.setdefault((verdict, error or "unknown"), Group())
         group.requests += 1
         if len(group.examples) < _EXAMPLES:
             group.examples.append((custom_id, (message or "")[:300]))
@@ -75,10 +79,13 @@ def diagnosis_text(title: str, batches: Sequence[tuple[Shard, Batch]], groups: d
         batches: those that it is about.
         groups: what failed in them.
     """
-    parts = [f"# Diagnosis of {title}", _batches(batches)]
+    parts = [f"# Diagnosis of {inline(title)}", _batches(batches)]
     whole = Counter((str(code), str(message)) for _, batch in batches for code, message, _ in batch.errors or [])
     if whole:
-        rows = [(code, message[:300], f"{count:,}", advice(code)) for (code, message), count in whole.most_common(20)]
+        rows = [
+            (inline(error), inline(message[:300]), f"{count:,}", advice(error))
+            for (error, message), count in whole.most_common(20)
+        ]
         parts.append("## Errors of whole batches\n\n" + table(["code", "message", "times", "what to do"], rows))
     listed = _groups(groups) if groups else "None: every request that has a result succeeded."
     parts.append(f"## Errors by code, of every attempt\n\n{listed}")
@@ -91,15 +98,15 @@ def _batches(batches: Sequence[tuple[Shard, Batch]]) -> str:
         took = batch.ended_at - batch.submitted_at if batch.ended_at and batch.submitted_at else None
         verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in (batch.verdicts or {}).items())
         figures = (f"{shard.requests:,}", shard.attempt, duration(took) if took is not None else "–", verdicts or "–")
-        where = (f"`{batch.batch_id or '–'}`", shard.file_name, batch.state, batch.status or "–")
-        rows.append((*where, *figures, shard.hold_reason or "–"))
-    head = ["batch", "file", "state", "status", "requests", "attempt", "took", "verdicts", "held back"]
+        where = (code(batch.batch_id or "–"), shard.file_name, batch.state, inline(batch.status or "–"))
+        rows.append((*where, *figures, inline(batch.trouble or shard.hold_reason or "–")))
+    head = ["batch", "file", "state", "status", "requests", "attempt", "took", "verdicts", "held back, or in trouble"]
     return "## Batches\n\n" + table(head, rows) if rows else ""
 
 
 def _groups(groups: dict[tuple[str, str], Group]) -> str:
     rows = []
-    for (verdict, code), group in groups.items():
-        shown = "; ".join(f"`{custom_id}` {message}".strip() for custom_id, message in group.examples)
-        rows.append((verdict, code, f"{group.requests:,}", shown.replace("<", "&lt;"), advice(code)))
+    for (verdict, error), group in groups.items():
+        shown = "; ".join(f"{code(custom_id)} {inline(message)}".strip() for custom_id, message in group.examples)
+        rows.append((verdict, inline(error), f"{group.requests:,}", shown, advice(error)))
     return table(["verdict", "code", "results", "examples", "what to do"], rows)

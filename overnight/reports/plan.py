@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from overnight.limits.budget import Spending, output_limit
 from overnight.limits.hours import hours_text
 from overnight.limits.prices import Rates, job_rates
 from overnight.rows.tokens import BYTES_PER_TOKEN
-from overnight.text import counted_of, dollars, table
+from overnight.text import counted_of, dollars, inline, printable, table
 
 _MOST_SHARDS = 20
 _MOST_CHARACTERS = 1500
@@ -82,7 +83,7 @@ def _figures(job: Job, build: Build, sent: int, size: int, given: int, made: int
     bound = "up to " if made else ""
     going = f"{counted_of(sent, 'request')} in {counted_of(len(build.shards), 'batch')}"
     rows = [
-        ("provider", f"{job.profile.name}, {job.model or 'the models of the requests'}"),
+        ("provider", f"{job.profile.name}, {inline(job.model or 'the models of the requests')}"),
         ("rows", f"{build.rows:,}" + (f", {build.unsendable:,} of them cannot be sent" if build.unsendable else "")),
         ("distinct requests", f"{build.requests:,}"),
         ("answered already or on their way", f"{build.known:,}"),
@@ -115,7 +116,7 @@ def _limits(job: Job, so_far: Spending | None) -> Iterator[tuple[str, str]]:
 
 def _shards(build: Build) -> str:
     shown = build.shards[:_MOST_SHARDS]
-    rows = [(s.file_name, s.model, s.url, f"{s.requests:,}", f"{s.bytes:,}", f"{s.tokens:,}") for s in shown]
+    rows = [(s.file_name, inline(s.model), s.url, f"{s.requests:,}", f"{s.bytes:,}", f"{s.tokens:,}") for s in shown]
     more = f"\n\n… and {len(build.shards) - len(shown):,} more." if len(build.shards) > len(shown) else ""
     return (
         "## Batches\n\n" + table(["file", "model", "url", "requests", "bytes", "tokens"], rows) + more if rows else ""
@@ -135,4 +136,6 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
     if not samples:
         return ""
     shown = [json.dumps(body, indent=2, ensure_ascii=False)[:_MOST_CHARACTERS] for body in samples]
-    return "## The first requests\n\n" + "\n\n".join(f"```json\n{body}\n```" for body in shown)
+    longest = max((len(ticks) for body in shown for ticks in re.findall("`+", body)), default=0)
+    fence = "`" * max(3, longest + 1)  # a text of backticks stays inside
+    return "## The first requests\n\n" + "\n\n".join(f"{fence}json\n{printable(body)}\n{fence}" for body in shown)

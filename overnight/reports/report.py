@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from overnight.limits.hours import given_text
 from overnight.limits.prices import job_rates
 from overnight.reports.summary import Summary, Tally
 from overnight.store.home import shown
-from overnight.text import counted_of, dollars, duration, table
+from overnight.text import code, counted_of, dollars, duration, inline, table
 
 _MOST_BATCHES = 200
 _MOST_BARS = 40
@@ -70,7 +71,7 @@ def report_text(summary: Summary, tally: Tally, shards: Sequence[Shard], job: Jo
         _money(summary, tally, job, attempts),
         _batches(attempts, job),
         _held(shards),
-        "## Files\n\n" + table(["what", "where"], [(what, f"`{shown(path)}`") for what, path in files]),
+        "## Files\n\n" + table(["what", "where"], [(what, code(shown(path))) for what, path in files]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -92,15 +93,24 @@ def _rows(summary: Summary, tally: Tally) -> str:
     counted = [(status, f"{rows:,}", f"{rows / tally.rows:.1%}") for status, rows in tally.statuses.most_common()]
     total = ("**all rows**", f"{sum(tally.statuses.values()):,}", "")
     verdict = "within" if summary.within_bounds else "**above**"
-    stopped = [
-        f"**Stopped**: {summary.stopped}. What was not sent is `missing` with code `not_sent`; a later run sends it."
-    ]
+    notes = []
+    if summary.stopped:
+        what = "What was not sent is `missing` with code `not_sent`; a later run sends it."
+        notes.append(f"**Stopped**: {inline(summary.stopped)}. {what}")
+    if summary.awaited:
+        notes.append(
+            f"**Not over**: {summary.awaited:,} rows are `missing` with code `awaited`. Their batches cannot be "
+            "collected for now; `overnight collect` goes on asking for as long as the provider keeps outputs, and joins"
+            " them then. `overnight cancel` gives them up."
+        )
+    if summary.new_rows:
+        notes.append(f"**New rows**: {summary.new_rows:,} came since the job was built; run it again to send them.")
     return "\n\n".join(
         [
             f"{tally.rows:,} rows, {tally.requests:,} distinct requests, {counted_of(summary.batches, 'batch')}, "
             f"{duration(summary.seconds)}. {summary.failed_fraction:.1%} of the rows have no answer: {verdict} the "
             f"bound of {summary.max_failed_fraction:.1%}.",
-            *(stopped if summary.stopped else []),
+            *notes,
             "## Rows",
             pie("rows", [(status, rows, _COLOURS.get(status, _GREY)) for status, rows in tally.statuses.items()]),
             table(["status", "rows", "share"], [*counted, total]),
@@ -112,18 +122,16 @@ def _agreement(tally: Tally, compare: str | None) -> str:
     if not compare or not tally.compared:
         return ""
     share = tally.agreed / tally.compared
-    return f"**Agreement** with `{compare}`: {tally.agreed:,} of {tally.compared:,} answers ({share:.1%})."
+    return f"**Agreement** with {code(compare)}: {tally.agreed:,} of {tally.compared:,} answers ({share:.1%})."
 
 
 def _errors(tally: Tally) -> str:
     if not tally.errors:
         return ""
     rows = []
-    for (status, code), count in tally.errors.most_common(_MOST_ERRORS):
-        row, message = tally.examples.get((status, code), (None, ""))
-        rows.append(
-            (status, code, f"{count:,}", "–" if row is None else f"{row:,}", message[:200].replace("<", "&lt;"))
-        )
+    for (status, error), count in tally.errors.most_common(_MOST_ERRORS):
+        row, message = tally.examples.get((status, error), (None, ""))
+        rows.append((status, inline(error), f"{count:,}", "–" if row is None else f"{row:,}", inline(message[:200])))
     return "## Errors\n\n" + table(["status", "error_code", "rows", "first row, from 0", "its message"], rows)
 
 
@@ -172,9 +180,15 @@ def _billed(summary: Summary, attempts: Sequence[Attempt]) -> Iterator[tuple[str
 
 
 def _budget(job: Job, attempts: Sequence[Attempt]) -> Iterator[tuple[str, str]]:
+    shards = list({one.shard.id: one.shard for one in attempts}.values())
+    if job_rates(job) is None:
+        return
+    spent = spending(job, shards)
+    if spent.untold:
+        what = "what answers that were lost, or came without their tokens, may have cost besides, at the most"
+        yield what, dollars(spent.untold)
     if (budget := job.limits.budget_usd) is not None:
-        shards = list({one.shard.id: one.shard for one in attempts}.values())
-        yield "budget", f"{dollars(spending(job, shards).spent)} of {dollars(budget)}"
+        yield "budget", f"{dollars(spent.spent)} of {dollars(budget)}"
 
 
 def _tiers(attempts: Sequence[Attempt]) -> Iterator[tuple[str, str]]:
@@ -183,7 +197,7 @@ def _tiers(attempts: Sequence[Attempt]) -> Iterator[tuple[str, str]]:
     for one in attempts:
         tiers.update(one.batch.service_tiers or {})
     if tiers:
-        said = ", ".join(f"{count:,} {tier}" for tier, count in tiers.most_common())
+        said = ", ".join(f"{count:,} {inline(tier)}" for tier, count in tiers.most_common())
         shows = "the batch tier shows" if set(tiers) == {"batch"} else "the bill tells whether the discount was given"
         yield "service tier, as the provider reports it", f"{said}: {shows}"
 
@@ -201,7 +215,7 @@ def _batches(attempts: Sequence[Attempt], job: Job) -> str:
     slowest = sorted(ended, key=lambda one: -(one.seconds or 0))[:_SLOWEST]
     parts = ["## Batches", _timeline(ended)]
     if len(ended) > _SLOWEST:
-        named = ", ".join(f"`{one.batch.batch_id}` ({duration(one.seconds or 0)})" for one in slowest)
+        named = ", ".join(f"{code(one.batch.batch_id)} ({duration(one.seconds or 0)})" for one in slowest)
         parts.append(f"The slowest: {named}.")
     shown_attempts = attempts[-_MOST_BATCHES:]
     head = ["batch", "file", "requests", "attempt", "status", "took", "verdicts", "input", "output", "cost"]
@@ -221,12 +235,17 @@ def _timeline(ended: Sequence[Attempt]) -> str:
     marks = {"completed": "done, ", "expired": "crit, ", "failed": "crit, ", "lost": "crit, "}
     bars = [
         f"  section {one.shard.file_name.removesuffix('.jsonl')}\n"
-        f"  {one.batch.status} : {marks.get(one.batch.status or '', '')}{_moment(start)}, {_moment(end)}"
+        f"  {_word(one.batch.status)} : {marks.get(one.batch.status or '', '')}{_moment(start)}, {_moment(end)}"
         for one, start, end in zip(shown_bars, starts, ends, strict=True)
     ]
     init = {"themeVariables": _BARS, "gantt": _GANTT}
     head = ["gantt", "  title batches (UTC)", "  dateFormat YYYY-MM-DDTHH:mm:ss", *_axis(max(ends) - min(starts))]
     return _chart(init, [*head, *bars])
+
+
+def _word(status: str | None) -> str:
+    """A provider's word as the name of a bar: Mermaid takes anything else in it for its own syntax."""
+    return re.sub(r"[^A-Za-z_ -]", "", status or "")[:40] or "ended"
 
 
 def _moment(seconds: float) -> str:
@@ -246,13 +265,13 @@ def _batch_row(one: Attempt, job: Job) -> tuple[str, ...]:
     verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in (batch.verdicts or {}).items())
     usage = batch.usage or {}
     return (
-        f"`{batch.batch_id or '–'}`",
+        code(batch.batch_id or "–"),
         shard.file_name,
         f"{shard.requests:,}",
         str(shard.attempt)
         + (f", asked again {shard.reask}×" if shard.reask else "")
         + (f", created {batch.creates}×" if batch.creates > 1 else ""),
-        batch.status or str(batch.state),
+        inline(batch.status or batch.state),
         duration(one.seconds) if one.seconds is not None else "–",
         verdicts or "–",
         f"{usage['input_tokens']:,}" if usage else "–",
@@ -266,7 +285,7 @@ def _held(shards: Sequence[Shard]) -> str:
     reasons = Counter(shard.hold_reason for shard in shards if shard.hold_reason)
     if not reasons:
         return ""
-    rows = [(reason[:300], f"{count:,}") for reason, count in reasons.most_common(10)]
+    rows = [(inline(reason[:300]), f"{count:,}") for reason, count in reasons.most_common(10)]
     return "## Held back\n\n" + table(["why", "batches"], rows)
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
+from overnight.text import counted_of
+
 if TYPE_CHECKING:  # a pipeline's step does without its 50 MB
     import pandas as pd
 
@@ -25,6 +27,8 @@ class Tally:
     """Rows by status and error code."""
     examples: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
     """For each of these, its first row (from 0) and the message there."""
+    new_rows: int = 0
+    """Rows that came into the dataset since it was built: they are not in the table."""
     samples: str | None = None
     """A few rows in Markdown."""
     requests: int = 0
@@ -66,6 +70,10 @@ class Summary:
     """Of all attempts of all runs, those included whose answers were not good; None where the price is not known."""
     stopped: str | None = None
     """Why nothing more was sent, where the job was stopped."""
+    awaited: int = 0
+    """Rows whose answers may come yet: their batches cannot be collected for now. `collect` goes on asking."""
+    new_rows: int = 0
+    """Rows that came into the dataset since it was built: the next run sends them."""
 
     @property
     def failed_fraction(self) -> float:
@@ -84,6 +92,10 @@ class Summary:
         if not self.within_bounds:
             bound = f"max_failed_fraction ({self.max_failed_fraction:.1%})"
             text += f"; {self.failed_fraction:.1%} have no answer, more than {bound}"
+        if self.awaited:
+            text += f"; {self.awaited:,} of them may be answered yet"
+        if self.new_rows:
+            text += f"; {counted_of(self.new_rows, 'new row')} came since"
         return f"{text}; stopped: {self.stopped}" if self.stopped else text
 
     def to_pandas(self) -> pd.DataFrame:
@@ -94,6 +106,7 @@ class Summary:
     def as_json(self) -> dict[str, Any]:
         """The fields that `--json` prints."""
         names = ("job", "rows", "requests", "batches", "succeeded", "failed", "input_tokens", "output_tokens",
-                 "cost_usd", "billed_usd", "stopped", "joined", "failed_rows", "report", "seconds")  # fmt: skip
+                 "cost_usd", "billed_usd", "stopped", "awaited", "new_rows", "joined", "failed_rows", "report",
+                 "seconds")  # fmt: skip
         values = asdict(self)
         return {name: str(values[name]) if isinstance(values[name], Path) else values[name] for name in names}

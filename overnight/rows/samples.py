@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from overnight.job.job import Job, Raw
 from overnight.job.prompt import compile_prompt
-from overnight.text import table
+from overnight.text import inline, table
 
 _MOST_CHARACTERS = 400
 _SEED = 20_26
@@ -57,11 +57,11 @@ def samples_text(job: str, answered: Sequence[dict[str, Any]], failed: Sequence[
     for title, rows in (("Answered", answered), ("Without an answer", failed)):
         if rows:
             cells = [[_short(value) for value in row.values()] for row in rows]
-            parts += [f"## {title}", table(list(rows[0]), cells)]
+            parts += [f"## {title}", table([inline(name) for name in rows[0]], cells)]
     return "\n\n".join(parts) + "\n"
 
 
 def _short(value: Any) -> str:
     text = "" if value is None else str(value)
     text = text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "…"
-    return text.replace("<", "&lt;")
+    return inline(text)

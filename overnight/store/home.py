@@ -51,6 +51,15 @@ class JobFolder:
         return self.path / ".staging"
 
     @property
+    def mark(self) -> Path:
+        """Which ledger the job was sent by, and how much of it."""
+        return self.path / ".ledger.json"
+
+    def retries(self, round_: int) -> Path:
+        """What is sent again in a round, until it is planned."""
+        return self.path / f".round-{round_:04d}"
+
+    @property
     def frame(self) -> Path:
         """A DataFrame that was handed over as the dataset."""
         return self.path / "dataset.parquet"

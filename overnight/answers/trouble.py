@@ -1,0 +1,68 @@
+"""Trouble: batches that cannot be collected for now, though they may hold paid answers. They are asked about again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from overnight.answers.judge import Counts, FilesFound, Judgement, history_of, judge_end
+from overnight.ledger.records import Batch, Shard
+from overnight.ledger.run import Run
+from overnight.ledger.states import State
+from overnight.providers.replies import RemoteBatch
+
+_LONGEST_PAUSE = 120
+"""In the profile's `poll_seconds`: at 30 s an hour, so that a month of looking is 700 calls."""
+_PATIENCE = 40
+"""The same: how long a run that waits for nothing else waits for batches in trouble, before it joins what there is."""
+NO_TROUBLE: dict[str, Any] = {
+    "trouble": None, "trouble_since": None, "absent_since": None, "look_at": None, "misses": 0,
+}  # fmt: skip
+"""What the ledger keeps of a batch that is well again."""
+logger = logging.getLogger("overnight.wait")
+
+
+def judge_batch(
+    run: Run, shard: Shard, batch: Batch, remote: RemoteBatch | None, files: FilesFound | None = None
+) -> Judgement:
+    """Asks the judge about an attempt as the ledger has it now."""
+    limits, profile = run.job.limits, run.job.profile
+    history = history_of(shard, batch, time.time(), keep_days=profile.output_days, resubmit_lost=limits.resubmit_lost)
+    counts = Counts(remote.done if remote else None, remote.failed if remote else None, shard.requests)
+    return judge_end(remote, files, counts, history)
+
+
+def note_trouble(run: Run, batch: Batch, why: str, **also: Any) -> None:
+    """Notes that a batch cannot be collected for now; it is looked at again after a pause that grows."""
+    now = time.time()
+    pause = run.job.profile.poll_seconds * min(2**batch.misses, _LONGEST_PAUSE)
+    if batch.trouble != why:
+        logger.warning("batch %s: %s; asking again", batch.batch_id, why)
+    values = {"trouble": why, "trouble_since": batch.trouble_since or now, "look_at": now + pause}
+    run.ledger.note(batch, misses=batch.misses + 1, **values, **also)
+
+
+def is_due(batch: Batch, now: float) -> bool:
+    """Whether a batch is to be looked at, or collected, now."""
+    return batch.look_at is None or batch.look_at <= now
+
+
+def troubled(shards: Sequence[Shard]) -> list[tuple[Shard, Batch]]:
+    """The attempts in trouble, with their shards."""
+    return [
+        (shard, batch)
+        for shard in shards
+        if not shard.settled and (batch := shard.open_batch) is not None and batch.trouble_since is not None
+    ]
+
+
+def is_stuck(run: Run, shards: Sequence[Shard], now: float) -> bool:
+    """Whether a job waits for nothing but batches in trouble, and has waited for long enough to join what there is."""
+    waiting = [shard for shard in shards if not shard.settled]
+    bad = troubled(shards)
+    if not waiting or len(bad) < len(waiting):
+        return False
+    patience = _PATIENCE * run.job.profile.poll_seconds
+    return all(batch.state is State.LOST or now - (batch.trouble_since or now) > patience for _, batch in bad)
