@@ -42,14 +42,21 @@ def main(
 
 
 def cancel_automation() -> Automation:
-    """Runs `cancel_batch` with the job of a run of `SENDERS` that was cancelled."""
+    """Runs `cancel_batch` with the job of a run of `SENDERS` that was cancelled.
+
+    Prefect cancels runs by itself too (`collision_strategy: CANCEL_NEW`), which held nothing: `cancel_batch` looks at
+    what the run was, and leaves the job alone then.
+    """
     return _on_event(
         CANCELLED,
         "prefect.flow-run.Cancelled",
         {"prefect.resource.role": "flow", "prefect.resource.name": list(SENDERS)},
         RunDeployment(
             deployment_id=deployment_id("cancel_batch/cancel"),
-            parameters={name: _parameter_of_the_run(name) for name in ("job", "home")},
+            parameters={
+                **{name: _parameter_of_the_run(name) for name in ("job", "home")},
+                "cancelled_run": {"__prefect_kind": "jinja", "template": "{{ flow_run.id }}"},
+            },
         ),
     )
 

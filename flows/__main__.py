@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +14,6 @@ from rich.console import Console
 
 from flows.shell import OK, TOO_MANY_FAILED, announce_server, guarded, plain, printed, under_prefect
 from overnight.endpoint.settings import Settings
-from overnight.errors import JobError
 from overnight.job.job import Job
 from overnight.job.jobfile import job_schema, load_job, with_overrides
 from overnight.ledger.run import Run
@@ -141,12 +139,14 @@ def submit(job: Path, *, options: SendOptions = SendOptions()) -> int:
     """
 
     def command(console: Console) -> int:
-        opened = options.open(job)
-        from flows.submit import submit_batch  # noqa: PLC0415 - Prefect takes seconds to import
+        opened = _checked(options.open(job))
+        from flows.approval import asked_by  # noqa: PLC0415 - Prefect takes seconds to import
+        from flows.submit import submit_batch  # noqa: PLC0415
+        from flows.terminal import ask  # noqa: PLC0415
 
-        opened = _approved(_checked(opened), console, yes=options.yes)
         announce_server(console)
-        now = submit_batch(opened.job, home=str(opened.home), approve=True)
+        with asked_by(lambda plan: ask(plan, console)):
+            now = submit_batch(opened.job, home=str(opened.home), approve=options.yes)
         return _show_statuses([now], console, options)
 
     return under_prefect(command, as_json=options.json, verbose=options.verbose)
@@ -183,6 +183,33 @@ def cancel(job: str, *, options: Common = Common()) -> int:
 
         announce_server(console)
         return _show_statuses([cancel_batch(job, options.home)], console, options)
+
+    return under_prefect(command, as_json=options.json, verbose=options.verbose)
+
+
+@app.command
+def recover(job: str, *, options: Common = Common()) -> int:
+    """Take up a job whose ledger is gone, another one, or older than what was sent; or whose account has a new key.
+
+    Lists the provider's batches and gives those of the job back to the ledger. Spends nothing; run or collect goes on.
+
+    Args:
+        job: its job file; or its name, where the ledger knows it.
+    """
+
+    def command(console: Console) -> int:
+        from flows.recover import recover_job  # noqa: PLC0415 - Prefect takes seconds to import
+
+        announce_server(console)
+        found = recover_job(job, options.home)
+        console.print(
+            f"{found.batches:,} batches taken up, of {found.files:,} request files that the ledger did not know; "
+            f"{found.unsent:,} files have no batch; {found.rebound:,} batches have a new key", soft_wrap=True,
+        )  # fmt: skip
+        if found.without_file:
+            console.print(f"{found.without_file:,} batches of the job have no request file here: they are left alone")
+        console.print("overnight collect, or a run, goes on with it")
+        return printed(vars(found), as_json=options.json)
 
     return under_prefect(command, as_json=options.json, verbose=options.verbose)
 
@@ -329,13 +356,14 @@ def schema() -> int:
 
 
 def _run(opened: Run, console: Console, *, yes: bool, as_json: bool, show: bool = False) -> int:
-    from flows.run import run_batch  # noqa: PLC0415 - Prefect takes seconds to import
-    from flows.terminal import progress, show_answers, show_outcome  # noqa: PLC0415
+    from flows.approval import asked_by  # noqa: PLC0415 - Prefect takes seconds to import
+    from flows.run import run_batch  # noqa: PLC0415
+    from flows.terminal import ask, progress, show_answers, show_outcome  # noqa: PLC0415
 
-    opened = _approved(_checked(opened), console, yes=yes)
+    opened = _checked(opened)
     announce_server(console)
-    with progress(opened, console):
-        summary = run_batch(opened.job, home=str(opened.home), approve=True)
+    with progress(opened, console), asked_by(lambda plan: ask(plan, console)):
+        summary = run_batch(opened.job, home=str(opened.home), approve=yes)
     if show:
         show_answers(summary, opened.job, console)
     show_outcome(summary, console)
@@ -372,33 +400,6 @@ def _checked(opened: Run) -> Run:
     check_run(opened)
     check_address(opened)
     return opened
-
-
-def _approved(opened: Run, console: Console, *, yes: bool) -> Run:
-    """Asks on the terminal whether to send, where the job wants to be asked.
-
-    Raises:
-        JobError: the answer is no, or there is nobody to ask.
-    """
-    if yes or opened.job.limits.approve_above_usd is None:
-        return opened
-    from flows.approval import needs_approval  # noqa: PLC0415
-    from flows.plan import plan as made_plan  # noqa: PLC0415
-    from flows.terminal import ask  # noqa: PLC0415 - only for jobs that ask
-    from overnight.answers.reconcile import restore_parts  # noqa: PLC0415
-    from overnight.ledger.database import ledger_exists  # noqa: PLC0415
-    from overnight.ledger.lease import leased  # noqa: PLC0415
-
-    if ledger_exists(opened.home):
-        with leased(opened.ledger, opened.job.name):
-            restore_parts(opened)
-    made = made_plan(opened)
-    if not needs_approval(opened.job, made):
-        return opened
-    if not sys.stdin.isatty():
-        raise JobError("the job may cost more than limits.approve_above_usd, and there is nobody to ask: give --yes")
-    rows = ask(made, console)
-    return opened.with_max_rows(rows) if rows else opened
 
 
 def _show_statuses(statuses: list[JobStatus], console: Console, options: Common) -> int:

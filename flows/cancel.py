@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
-from flows.names import JobInput
+from flows.names import JobInput, held_job
 from flows.pipeline import Pipeline, job_flow
 from overnight.reports.status import JobStatus, status_of
 from tasks.credentials import find_job
 
+logger = logging.getLogger("overnight.cancel")
 _CANCELLING_SECONDS = 900.0
 """How long a cancelled batch is waited for: OpenAI takes up to ten minutes. What takes longer is left to a sweep."""
 
 
 @job_flow("cancel_batch")
-def cancel_batch(job: JobInput, home: str | None = None) -> JobStatus:
+def cancel_batch(job: JobInput, home: str | None = None, cancelled_run: str | None = None) -> JobStatus:
     """Cancels a job's batches: cancel → wait → fetch → parse → join → report. A later run takes the job up again.
 
     Args:
         job: its name, or its job file.
         home: the folder of runs; else `OVERNIGHT_HOME`, else `data/runs`.
+        cancelled_run: the flow run whose cancellation this follows from: nothing is done where it did not hold the job.
 
     Raises:
         JobError: there is no such job.
@@ -28,6 +31,9 @@ def cancel_batch(job: JobInput, home: str | None = None) -> JobStatus:
     started = time.monotonic()
     until = started + _CANCELLING_SECONDS
     with Pipeline(find_job(job, home)) as pipeline:
+        if cancelled_run and not held_job(cancelled_run, pipeline.run.job.name):
+            logger.info("run %s was cancelled before it held the job: nothing is cancelled", cancelled_run)
+            return status_of(pipeline.run)
         with pipeline.lease() as owner:
             pipeline.cancel(owner)
         while not pipeline.settled and time.monotonic() < until:

@@ -6,9 +6,11 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
 from prefect.runtime import deployment, flow_run
 from pydantic import Field
 
@@ -73,6 +75,19 @@ def label_run(run: Run) -> None:
             client.update_flow_run(flow_run.id, name=name, tags=sorted(tags))
     except httpx.HTTPError as error:
         logger.warning("the run cannot be named on Prefect's page: %s", error)
+
+
+def held_job(run_id: str, job: str) -> bool:
+    """Whether a flow run that was cancelled was at work on a job: only then a person meant the job's batches.
+
+    A run that Prefect cancels before it starts (a deployment's concurrency limit) was never running or suspended, and
+    one that waited for another run of the job was never tagged with it (`label_run`).
+    """
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_run(UUID(run_id))
+        states = client.read_flow_run_states(UUID(run_id))
+    worked = any(state.type in (StateType.RUNNING, StateType.PAUSED) for state in states)
+    return worked and f"job:{job}" in found.tags
 
 
 def in_deployment() -> bool:

@@ -21,6 +21,7 @@ from flows.names import in_deployment, label_run, name_run
 from flows.progress import publish_progress
 from overnight.answers.trouble import is_stuck
 from overnight.errors import JobError
+from overnight.ledger.identity import check_folder
 from overnight.ledger.lease import leased
 from overnight.ledger.records import JobRecord, Shard
 from overnight.ledger.run import Run
@@ -85,6 +86,7 @@ class Pipeline:
         """
         self.run = run
         self._built = built
+        self._began = time.time()
         self._before: list[Any] = []
 
     def __enter__(self) -> Self:
@@ -106,18 +108,25 @@ class Pipeline:
     @property
     def stuck(self) -> bool:
         """Whether only batches in trouble are left, so that what there is can be joined meanwhile."""
-        return is_stuck(self.run, self.run.ledger.shards(self.run.job.name), time.time())
+        return is_stuck(self.run, self.run.ledger.shards(self.run.job.name), time.time(), self._began)
 
     @contextmanager
-    def lease(self, patience: float = PATIENCE) -> Iterator[str]:
+    def lease(self, patience: float = PATIENCE, *, checked: bool = True) -> Iterator[str]:
         """Holds the job's lease, without which no step is taken; yields the owner.
+
+        Args:
+            patience: seconds to wait for another process.
+            checked: whether folder and ledger have to belong together.
 
         Raises:
             JobBusy: another process holds it still.
+            LedgerError: the folder was written by another ledger, or by a later state of it.
             JobError: another process built the job anew with other settings: its answers are not ours to read.
         """
         name = self.run.job.name
         with leased(self.run.ledger, name, patience) as owner:
+            if checked:
+                check_folder(self.run)
             record = self.run.ledger.job(name)
             if self._built is not None and record is not None and record.job != self._built.job:
                 raise JobError(f"the job {name!r} was built anew with other settings by another process: left to that")
@@ -150,7 +159,7 @@ class Pipeline:
         answer = ask_approval(made)
         if answer.decision == "reject":
             why = f": {answer.note}" if answer.note else ""
-            raise JobError(f"the run was rejected on Prefect's page{why}; nothing was sent")
+            raise JobError(f"the run was rejected{why}; nothing was sent")
         self.run = self.run.with_max_rows(answer.max_rows) if answer.max_rows else self.run
         self.prepare(approve=False, approved=made)
 

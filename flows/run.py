@@ -45,7 +45,7 @@ def go_on(pipeline: Pipeline) -> None:
         Exception: what stopped a submission or a collection, once nothing is at the provider any more.
     """
     failure: Exception | None = None
-    while not pipeline.settled and not pipeline.stuck:
+    while not pipeline.settled:
         with pipeline.lease() as owner:
             failure = failure or pipeline.submit(owner)
         label_run(pipeline.run)
@@ -54,3 +54,5 @@ def go_on(pipeline: Pipeline) -> None:
         pipeline.wait(PATIENCE, only_ends=failure is not None)
         with pipeline.lease():
             failure = pipeline.collect() or failure
+        if pipeline.stuck:  # what may be answered yet is left to the sweeps
+            return

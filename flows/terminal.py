@@ -19,6 +19,7 @@ from rich.prompt import Prompt
 from rich.table import Table
 from rich.text import Text
 
+from flows.approval import Approval
 from flows.shell import plain
 from overnight.errors import JobError
 from overnight.job.job import Job
@@ -36,6 +37,8 @@ _SAMPLE_ROWS = 12
 _WIDE = 240
 """Columns of a table that goes to a file or a pipe, where ids should be whole."""
 _COMPARED_MODEL = ("gpt-4o-mini", "openai")
+_live: list[Progress] = []
+"""Progress that is on the screen now."""
 
 
 def status_text(now: JobStatus) -> str:
@@ -44,7 +47,8 @@ def status_text(now: JobStatus) -> str:
         return "joining the answers"
     why = f", held back: {now.held[:60]}" if now.held and not now.open_batches else ""
     more = f", {now.unsent:,} to be sent" if now.unsent else ""
-    return f"{counted_of(now.open_batches, 'open batch')}{more}{why}"
+    bad = f", {now.in_trouble:,} in trouble: {(now.trouble or '')[:80]}" if now.in_trouble else ""
+    return f"{counted_of(now.open_batches, 'open batch')}{more}{why}{bad}"
 
 
 @contextmanager
@@ -65,9 +69,11 @@ def progress(run: Run, console: Console) -> Iterator[None]:
         bar = bars.add_task("starting Prefect (half a minute the first time)", total=None)
         watcher = threading.Thread(target=_watch, args=(run, bars, bar, ended), daemon=True)
         watcher.start()
+        _live.append(bars)
         try:
             yield
         finally:
+            _live.remove(bars)
             ended.set()
             watcher.join()
 
@@ -133,21 +139,33 @@ def show_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     console.print(table, width=None if console.is_terminal else _WIDE)
 
 
-def ask(made: Plan, console: Console) -> int | None:
-    """Shows a plan and asks whether to send it; returns the number of rows where the answer is one.
+def ask(made: Plan, console: Console) -> Approval:
+    """Shows a plan and asks whether to send it, or how many of the first rows.
 
     Raises:
-        JobError: the answer is no.
+        JobError: there is nobody to ask.
     """
-    show_markdown(made.text, console)
-    answer = (
-        Prompt.ask("Send it? yes, no, or how many of the first rows", default="no", console=console).strip().lower()
-    )
-    if answer in ("y", "yes"):
-        return None
+    if not sys.stdin.isatty():
+        raise JobError("the job may cost more than limits.approve_above_usd, and there is nobody to ask: give --yes")
+    with _paused():
+        show_markdown(made.text, console)
+        question = "Send it? yes, no, or how many of the first rows"
+        answer = Prompt.ask(question, default="no", console=console).strip().lower()
     if answer.isdecimal() and int(answer) > 0:
-        return int(answer)
-    raise JobError("not approved: nothing was sent")
+        return Approval(decision="approve", max_rows=int(answer))
+    return Approval(decision="approve" if answer in ("y", "yes") else "reject")
+
+
+@contextmanager
+def _paused() -> Iterator[None]:
+    """Takes the live progress off the screen while the block runs."""
+    for bars in _live:
+        bars.stop()
+    try:
+        yield
+    finally:
+        for bars in _live:
+            bars.start()
 
 
 def show_outcome(summary: Summary, console: Console) -> None:

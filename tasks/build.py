@@ -28,7 +28,7 @@ from overnight.rows.ids import IdSet
 from overnight.rows.lines import custom_ids
 from overnight.rows.requests import request_source
 from overnight.rows.tables import joined_schema
-from overnight.store.files import disk_errors
+from overnight.store.files import disk_errors, make_private
 from overnight.store.home import JobFolder
 
 
@@ -177,7 +177,7 @@ def stage(run: Run) -> Build:
     fresh = not run.folder.path.exists()
     try:
         with disk_errors(staging):
-            staging.mkdir(parents=True)
+            make_private(staging)
             return build_into(staging, run)
     except BaseException:
         shutil.rmtree(run.folder.path if fresh else staging, ignore_errors=True)

@@ -19,6 +19,7 @@ from overnight.job.profiles import Profile, profile_names
 from overnight.ledger.run import Run, open_run, recorded_run
 from overnight.providers.account import check_account
 from overnight.providers.connect import connect
+from overnight.providers.keys import check_block_address
 from overnight.providers.provider import Provider
 
 
@@ -70,7 +71,9 @@ def open_job(job: Any, dataset: Any = None, home: str | None = None) -> Run:
     """
     read = load_job(job)
     if (name := read.provider.credentials) is not None:
-        read = read.model_copy(update={"provider": with_account(read.provider, load_credentials(name))})
+        block = load_credentials(name)
+        read = read.model_copy(update={"provider": with_account(read.provider, block)})
+        check_block(read.provider.as_profile, block, name)
     return open_run(read, dataset, home)
 
 
@@ -80,6 +83,18 @@ def with_account(choice: ProviderChoice, block: BatchProvider) -> ProviderChoice
     return choice.model_copy(
         update={name: value for name, value in given.items() if value and name not in choice.model_fields_set}
     )
+
+
+def check_block(profile: Profile, block: BatchProvider, name: str) -> None:
+    """Refuses to send a block's key elsewhere than the block says.
+
+    Raises:
+        JobError: the job, or its profile, names another address.
+    """
+    own = block.base_url or (Profile.named(block.profile).base_url if block.profile else None)
+    if own is None and profile.base_url == Profile.named(profile.name).base_url:
+        return  # the block names no address, and the job none but its profile's
+    check_block_address(profile.base_url, own, name)
 
 
 def find_job(job: Any, home: str | None = None) -> Run:
@@ -93,8 +108,22 @@ def find_job(job: Any, home: str | None = None) -> Run:
     return recorded_run(str(job), home)
 
 
-def provider_of(run: Run) -> Provider:
+def open_job_or_record(job: Any, home: str | None = None) -> Run:
+    """A job by its file or fields; or by its name, as the ledger has it.
+
+    Raises:
+        OvernightError: as `open_job` and `find_job` do.
+    """
+    named = isinstance(job, str) and Path(job).suffix not in (".yaml", ".yml", ".json")
+    return find_job(job, home) if named else open_job(job, home=home)
+
+
+def provider_of(run: Run, *, any_account: bool = False) -> Provider:
     """Makes a run's provider; use it in a `with`.
+
+    Args:
+        run: the job.
+        any_account: whether its open batches may be another account's.
 
     Raises:
         OtherAccount: open batches of the job were sent with another one.
@@ -103,7 +132,8 @@ def provider_of(run: Run) -> Provider:
     """
     provider = _connected(run.job.profile, run.home, run.job.provider.credentials)
     try:
-        check_account(run.ledger, provider, run.ledger.shards(run.job.name))
+        if not any_account:
+            check_account(run.ledger, provider, run.ledger.shards(run.job.name))
     except BaseException:
         provider.close()
         raise
@@ -141,4 +171,5 @@ def _connected(profile: Profile, home: Path, credentials: str | None) -> Provide
     if credentials is None:
         return connect(profile, home)
     block = load_credentials(credentials)
+    check_block(profile, block, credentials)
     return connect(profile, home, block.api_key.get_secret_value(), block.organization, block.project)

@@ -19,9 +19,10 @@ from overnight.answers.trouble import judge_batch, note_trouble
 from overnight.errors import OvernightError
 from overnight.job.prompt import answer_of
 from overnight.ledger.records import Batch, NewShard, Shard
-from overnight.ledger.request_files import place_round, whole_file
+from overnight.ledger.request_files import place_round, request_file, whole_file
 from overnight.ledger.run import Run
 from overnight.limits.budget import batch_rates
+from overnight.rows.lines import custom_ids
 from tasks.names import span_name
 
 logger = logging.getLogger("overnight.parse")
@@ -63,8 +64,18 @@ def plan_retries(run: Run, shard: Shard, batch: Batch, parsed: Parsed) -> list[N
     record = run.ledger.job(shard.job)
     if record is not None and record.stopped:
         return []
-    again = retries_of(parsed.others, "succeeded" in parsed.counts, shard, batch, run.job.limits)
+    others = parsed.others
+    if batch.recovered:
+        sent = later_ids(run, shard)
+        others = {custom_id: reply for custom_id, reply in others.items() if custom_id not in sent}
+    again = retries_of(others, "succeeded" in parsed.counts, shard, batch, run.job.limits)
     return write_retries(run.folder, shard, again, run.job.profile, run.ledger.next_round(shard.job))
+
+
+def later_ids(run: Run, shard: Shard) -> set[str]:
+    """The requests that stand in shards of later rounds: they were sent again before the job was taken up."""
+    later = [one for one in run.ledger.shards(shard.job) if one.round > shard.round]
+    return {one for other in later for one in custom_ids(request_file(run.folder, other, run.job.profile))}
 
 
 @task(name="parse", task_run_name=span_name("parse", "fetched"), cache_policy=NO_CACHE)

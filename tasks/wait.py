@@ -114,8 +114,11 @@ def act(run: Run, provider: Provider, batch: Batch, remote: RemoteBatch | None, 
             note_progress(run, batch, remote)
             if judged.step is Step.CANCEL:
                 cancel_late(run, provider, batch)
+        case Step.LOOK_AGAIN if remote is not None and remote.status in TERMINAL:
+            run.ledger.end(batch, ended_at=time.time(), **seen(remote))  # it is in nobody's queue any more
+            note_trouble(run, batch, judged.why)
         case Step.LOOK_AGAIN | Step.LIST:
-            note_trouble(run, batch, judged.why, **({"status": remote.status} if remote else {}))
+            note_trouble(run, batch, judged.why)
         case Step.MISS:
             logger.error("batch %s counts as lost: %s", batch.batch_id, judged.why)
             run.ledger.move(batch, State.LOST)
@@ -181,7 +184,7 @@ def wait(run: Run, patience: float, *, only_ends: bool = False) -> None:
         patience: seconds.
         only_ends: wait for batches to end, whatever could be submitted meanwhile.
     """
-    ledger, until = run.ledger, time.monotonic() + patience
+    ledger, until, began = run.ledger, time.monotonic() + patience, time.time()
     for pause in pauses(run.job.profile.poll_seconds):
         with provider_of(run) as provider:  # anew for each look: the embedded endpoint may have moved
             poll_all(run, provider)
@@ -189,7 +192,8 @@ def wait(run: Run, patience: float, *, only_ends: bool = False) -> None:
         done = all(shard.settled for shard in shards)
         admitted = admissible(shards, run.job, now, token_queues(run, shards))
         to_submit = bool(admitted.shards or admitted.stop) and not only_ends
-        if done or ended_batches(shards, now) or to_submit or is_stuck(run, shards, now) or time.monotonic() >= until:
+        stuck = is_stuck(run, shards, now, began)
+        if done or ended_batches(shards, now) or to_submit or stuck or time.monotonic() >= until:
             return
         release = None if only_ends else next_release(shards, now)
         time.sleep(pause if release is None else min(pause, max(release, _SHORTEST_PAUSE)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import urllib.request
@@ -16,6 +17,7 @@ from hypothesis import settings as hypothesis_settings
 import flows  # noqa: F401 - sets Prefect's defaults before anything imports it
 from tests.server import ROOT as ROOT  # noqa: PLC0414 - tests take it from here
 
+os.environ.setdefault("OVERNIGHT_KEY_TESTS", "a key that no server asks for")
 hypothesis_settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis_settings.load_profile("repeatable")
 

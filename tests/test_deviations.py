@@ -17,7 +17,7 @@ from overnight.providers.provider import Provider
 from tasks.wait import poll_all
 from tests.cases import Case, Outcome, case, check_case
 from tests.conftest import MakeJob, ProviderProcess
-from tests.steps import advance, build, finish
+from tests.steps import advance, age, build, finish
 
 MISTRAL = {"validating": "QUEUED", "in_progress": "RUNNING", "completed": "SUCCESS"}
 FIREWORKS = {"validating": "JOB_STATE_PENDING", "in_progress": "JOB_STATE_RUNNING", "completed": "JOB_STATE_COMPLETED"}
@@ -76,9 +76,9 @@ def lines_are_whole(outcome: Outcome) -> bool:
         dev(4, "an error file of 0 bytes", first(empty_error_file=True)),
         dev(4, "both files always, without a newline at their end", first(both_files=True)),
         dev(5, "file ids are addresses, fetched without the key", {"links": "ids", "key": "secret"}, also=keys_stayed,
-            job={"provider": {"profile": "custom", "api_key_env": "DEVIATION_KEY"}}),
+            job={"provider": {"profile": "siliconflow", "api_key_env": "OVERNIGHT_KEY_DEVIATION"}}),
         dev(5, "batch ids with a slash", {"prefix": "batches/"},
-            also=lambda o: [p.name for p in o.run.folder.responses.iterdir()] == ["batches_batch_000001.output.jsonl"]),
+            also=lambda o: len([*o.run.folder.responses.glob("*.output.jsonl")]) == 1),
         dev(6, "bodies are text", **shape("string_body")),
         dev(7, "the completion stands directly under response", **shape("bare")),
         dev(7, "lines without id, request_id and error", **shape("short")),
@@ -98,7 +98,7 @@ def lines_are_whole(outcome: Outcome) -> bool:
         dev(11, "times are ISO text", {"times": "iso", "faults": [LOST]}),
         dev(11, "times are objects", {"times": "objects", "faults": [LOST]}),
         dev(12, "content is redirected to another host, which does not get the key", {"links": "redirects", "key": "secret"},
-            also=keys_stayed, job={"provider": {"profile": "custom", "api_key_env": "DEVIATION_KEY"}}),
+            also=keys_stayed, job={"provider": {"profile": "custom", "api_key_env": "OVERNIGHT_KEY_DEVIATION"}}),
         dev(13, "the list is bare", {"list_pages": "bare", "faults": [LOST]}),
         dev(13, "the list does not page", {"list_pages": False, "faults": [LOST]}),
         dev(13, "the list does not page, and its batch is not ours to see", {"list_pages": False, "faults": [{**LOST, "effect": False}]}),
@@ -120,7 +120,7 @@ def lines_are_whole(outcome: Outcome) -> bool:
 def test_a_deviation_costs_no_row_and_no_second_payment(
     one: Case, make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DEVIATION_KEY", "secret")
+    monkeypatch.setenv("OVERNIGHT_KEY_DEVIATION", "secret")
     if "provider" in one.job:
         one.job["provider"] = {"base_url": provider_server.base_url, **one.job["provider"]}
     check_case(one, make_job, tmp_path, provider_server)
@@ -134,11 +134,10 @@ def test_deviation_09_a_refusal_at_the_create_call_stops_the_job_and_costs_nothi
     refusals = [{"call": "create", "status": 422, "body": detail}, {"call": "create", "status": 404, "body": missing}]
     provider_server.order(faults=refusals)
     run = build(make_job(["a"]), tmp_path / "home")
-    for said in ("only 24h", "no such file"):
-        with pytest.raises(ProviderError, match=said):
-            finish(run)
+    with pytest.raises(ProviderError, match="only 24h"):
+        finish(run)
     assert provider_server.books()["billed"] == {}
-    assert finish(run).statuses == {"succeeded": 1}
+    assert finish(run).statuses == {"succeeded": 1}  # the file of the second refusal is a moment old: it is waited for
     assert provider_server.books()["calls"]["create"] == 3
 
 
@@ -174,7 +173,7 @@ def test_deviation_17_each_model_has_its_own_batch(
     assert ([batch["lines"] for batch in books["batches"]], sum(books["billed"].values())) == ([3, 3], 6)
 
 
-def test_deviation_19_a_batch_that_a_restart_forgot_is_given_up_and_not_paid_for_again(
+def test_deviation_19_a_batch_that_a_restart_forgot_is_not_paid_for_again_unless_a_person_allows_it(
     make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
 ) -> None:
     """OGX does not take batches up again that were in progress: nothing ends them, not even cancelling."""
@@ -190,6 +189,7 @@ def test_deviation_19_a_batch_that_a_restart_forgot_is_given_up_and_not_paid_for
     assert finish(run).statuses == {"missing": 2}
     assert finish(build(run.job, tmp_path / "home")).statuses == {"missing": 2}
     assert (len(provider_server.books()["batches"]), provider_server.books()["billed"]) == (1, {})
+    age(run, 700)
     allowed = run.job.model_dump(by_alias=True) | {"limits": {"resubmit_lost": True, "poll_seconds": 0.01}}
     assert finish(build(allowed, tmp_path / "home")).statuses == {"succeeded": 2}
 
@@ -198,8 +198,8 @@ def test_deviation_19_a_batch_that_a_restart_forgot_is_given_up_and_not_paid_for
 def test_results_are_asked_to_expire_where_the_provider_supports_it_and_only_there(
     make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DEVIATION_KEY", "key")
-    provider = {"profile": name, "base_url": provider_server.base_url, "api_key_env": "DEVIATION_KEY"}
+    monkeypatch.setenv("OVERNIGHT_KEY_DEVIATION", "key")
+    provider = {"profile": name, "base_url": provider_server.base_url, "api_key_env": "OVERNIGHT_KEY_DEVIATION"}
     assert finish(build(make_job(["a"], provider=provider), tmp_path / "home")).statuses == {"succeeded": 1}
     (created,) = provider_server.books()["created"]
     asked = {"anchor": "created_at", "seconds": 30 * 86_400}

@@ -312,7 +312,7 @@ def impatient_server() -> Iterator[tuple[str, int]]:
     [
         b"",
         b"POST /v1/batches HTTP/1.1\r\nHost: x\r\n",
-        b"POST /v1/batches HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{",
+        b"POST /v1/batches HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{",
     ],
     ids=["nothing", "half a head", "half a body"],
 )

@@ -77,6 +77,7 @@ def test_failed_answers_use_no_tokens() -> None:
         pytest.param({"input_tokens": 5, "output_tokens": 3}, Usage(5, 0, 3, 0, 8), id="responses"),
         pytest.param({"prompt_tokens": 4, "total_tokens": 4}, Usage(4, 0, 0, 0, 4), id="embeddings"),
         pytest.param({"prompt_tokens": "4", "total_tokens": -1}, Usage(), id="nonsense"),
+        pytest.param({"prompt_tokens": 2**64, "completion_tokens": 3}, Usage(0, 0, 3, 0, 3), id="over 64 bits"),
         pytest.param([1], Usage(), id="not an object"),
         pytest.param(None, Usage(), id="null"),
     ],
@@ -96,6 +97,22 @@ def test_every_request_gets_one_line_in_file_order() -> None:
     assert lines[3] == Line(False, b"five")
     assert [json.loads(line.data)["custom_id"] for line in (lines[0], lines[2])] == ["r1", "r4"]
     assert [line.succeeded for line in lines] == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("data", "custom_id"),
+    [
+        pytest.param(
+            b'{"custom_id": "r\\"1", "url": "/u", "body": ' + b"[" * 5000 + b"]" * 5000 + b"}", 'r"1', id="too deep"
+        ),
+        pytest.param(b'{"custom_id":"r1","bo', "r1", id="torn"),
+        pytest.param(b'{"custom_id":"\\ud83d","bo', "", id="no text"),
+        pytest.param(b'{"body":{"custom_id":"another"', "", id="unknown"),
+    ],
+)
+def test_a_line_that_cannot_be_read_keeps_its_custom_id_where_that_comes_first(data: bytes, custom_id: str) -> None:
+    (line,) = all_lines([NumberedLine(1, data)], iter([]), EXPIRED)
+    assert json.loads(line.data)["custom_id"] == custom_id
 
 
 @pytest.mark.parametrize(
@@ -127,6 +144,8 @@ NOW = datetime(2026, 11, 2, 12, 0, 0, tzinfo=UTC)
         ("Mon, 02 Nov 2026 12:00:07 GMT", 7.0),
         ("Mon, 02 Nov 2026 11:00:00 GMT", 0.0),
         ("soon", None),
+        ("nan", 0.0),
+        ("Mon, 02 Nov 2026 12:00:07 +99999999999999", None),
     ],
 )
 def test_retry_after_is_read_as_seconds_or_as_a_date(header: str | None, expected: float | None) -> None:

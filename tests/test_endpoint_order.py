@@ -49,6 +49,8 @@ def test_without_a_shared_prompt_the_order_is_that_of_the_file() -> None:
         pytest.param(b'{"body":{"instructions":"x","input":"a"}}', b'{"body":{"instructions":"x","input":"b"}}', True, id="responses"),
         pytest.param(b'{"body":{"input":"a"}}', b'{"body":{"prompt":["b"]}}', True, id="nothing that leads"),
         pytest.param(b'{"body":{"messages":[7]}}', b"nonsense", True, id="nonsense"),
+        pytest.param(b"[" * 5000, b'{"body":{"messages":' + b"[" * 5000 + b"]" * 5000 + b"}}", True, id="too deep to be read"),
+        pytest.param(b'{"body":{"tools":"\xe9"}}', b'{"body":{"instructions":"x","tools":"\xe9"}}', True, id="not UTF-8"),
     ],
 )  # fmt: skip
 def test_what_a_prompt_begins_with_is_its_key(one: bytes, other: bytes, same: bool) -> None:
@@ -110,6 +112,22 @@ def test_an_answer_that_finds_the_disk_full_is_kept_until_there_is_room(tmp_path
         assert (stored.done(), store.finished_lines("a")) == (False, set())
         recorder.connection.execute("PRAGMA max_page_count = 1000000")
         await stored
+        await recorder.close()
+
+    asyncio.run(scenario())
+    assert store.finished_lines("a") == {1}
+    store.close()
+
+
+def test_a_line_that_the_database_cannot_take_is_told_so_and_others_are_stored(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.add_batch(new_batch("a"))
+
+    async def scenario() -> None:
+        recorder = Recorder(store.database)
+        with pytest.raises(OverflowError):
+            await recorder.record(Finished("a", 2**70, result_line("x", ANSWER)))
+        await recorder.record(Finished("a", 1, result_line("x", ANSWER)))
         await recorder.close()
 
     asyncio.run(scenario())

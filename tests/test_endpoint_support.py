@@ -54,12 +54,12 @@ class Endpoint:
 
 
 @contextmanager
-def endpoint(data: Path, *options: str, **environment: str) -> Iterator[Endpoint]:
-    """Start a server on a free port; it is ended with the block, unless the test did that."""
+def endpoint(data: Path, *options: str, umask: int = -1, **environment: str) -> Iterator[Endpoint]:
+    """Start a server on a free port, with this process' umask unless told; it ends with the block, if not before."""
     pipe, surroundings = subprocess.PIPE, {**os.environ, **environment}
     with (data / "log.txt").open("ab") as log:
         process = subprocess.Popen(
-            command(data, *options), stdin=pipe, stdout=pipe, stderr=log, text=True, env=surroundings
+            command(data, *options), stdin=pipe, stdout=pipe, stderr=log, text=True, env=surroundings, umask=umask
         )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overnight.endpoint.storage.foreign_json import MAX_DEPTH
 from overnight.endpoint.storage.lines import MAX_LINE_BYTES, input_lines
 from overnight.endpoint.work.validation import MAX_FILE_BYTES, MAX_PROBLEMS, MAX_REQUESTS, Rules, Verdict, validate
 
@@ -18,6 +19,13 @@ GOOD: dict[str, Any] = {"custom_id": "a", "method": "POST", "url": ENDPOINT, "bo
 
 def line(**changes: Any) -> bytes:
     return json.dumps({**GOOD, **changes}).encode() + b"\n"
+
+
+def deep(levels: int, bracket: str) -> bytes:
+    """A line that nests so deep, itself and its body counted."""
+    before, after = ('{"a":', "}") if bracket == "{" else ("[", "]")
+    inner = before * (levels - 2) + "1" + after * (levels - 2)
+    return line(custom_id="b", body={"model": "small", "x": "inner"}).replace(b'"inner"', inner.encode())
 
 
 def without(key: str) -> bytes:
@@ -33,7 +41,14 @@ BROKEN = [
     pytest.param(b"[1]\n", "invalid_json_line", None, id="not an object"),
     pytest.param(b'{"custom_id": "\xff"}\n', "invalid_json_line", None, id="not UTF-8"),
     pytest.param(b"\xef\xbb\xbf" + line(custom_id="b"), "invalid_json_line", None, id="byte order mark"),
-    pytest.param(b"[" * 100_000 + b"\n", "invalid_json_line", None, id="nested too deep"),
+    pytest.param(b"[" * 100_000 + b"\n", "invalid_json_line", None, id="nested without end"),
+    pytest.param(deep(MAX_DEPTH + 1, "{"), "invalid_json_line", None, id="objects one level too deep"),
+    pytest.param(deep(MAX_DEPTH + 1, "["), "invalid_json_line", None, id="lists one level too deep"),
+    pytest.param(deep(980, "{"), "invalid_json_line", None, id="as deep as the stack"),
+    pytest.param(
+        line(custom_id="b").replace(b'"b"', b'"\\ud83d"'), "invalid_json_line", None, id="half a surrogate pair"
+    ),
+    pytest.param(line(custom_id="b", body={"model": "small", "x": float("nan")}), "invalid_json_line", None, id="NaN"),
     pytest.param(line(custom_id="b")[:-5] + b"\n", "invalid_json_line", None, id="torn"),
     pytest.param(without("custom_id"), "missing_required_parameter", "custom_id", id="no custom_id"),
     pytest.param(line(custom_id=""), "missing_required_parameter", "custom_id", id="empty custom_id"),
@@ -66,6 +81,17 @@ def test_a_broken_line_is_refused_with_its_code_parameter_and_line_number(
 
 def test_a_good_file_is_counted_and_its_model_found() -> None:
     assert verdict(line() + b" \r\n" + line(custom_id="b").strip()) == Verdict(2, "small", ())
+
+
+@pytest.mark.parametrize("bracket", ["{", "["])
+def test_a_line_may_be_as_deep_as_the_bound_and_wide_without_bound(bracket: str) -> None:
+    wide = line(body={"model": "small", "x": [[] for _ in range(MAX_DEPTH * 3)]})
+    assert verdict(deep(MAX_DEPTH, bracket) + wide).problems == ()
+
+
+def test_a_line_that_is_too_deep_is_told_the_bound() -> None:
+    (problem,) = verdict(deep(MAX_DEPTH + 1, "{")).problems
+    assert problem.message == f"This line is nested deeper than {MAX_DEPTH} levels. Flatten it."
 
 
 def test_only_served_models_pass_where_they_are_known() -> None:

@@ -259,7 +259,7 @@ def test_a_full_queue_is_filled_in_waves_with_at_most_one_refusal_each(
 ) -> None:
     texts: list[str | None] = [f"{n} " + "x" * 200 for n in range(40)]
     provider_server.order(queue_limit=2500, default={"polls": 1})
-    provider = {"profile": "openai", "base_url": provider_server.base_url, "api_key_env": "PATH"}
+    provider = {"profile": "openai", "base_url": provider_server.base_url, "api_key_env": "OVERNIGHT_KEY_TESTS"}
     job = make_job(texts, provider=provider, limits={"max_requests": 10, "poll_seconds": 0.02})
     _, table = run_job(job, tmp_path / "home")
     assert counts(table) == {"succeeded": 40}

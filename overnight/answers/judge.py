@@ -184,10 +184,9 @@ def _judge_open(remote: RemoteBatch, history: History) -> Judgement:
 def _contradiction(remote: RemoteBatch, files: FilesFound | None, counts: Counts, trouble_for: float) -> str | None:
     """What a reply says of an end that cannot be all: answers that no file holds, or an end that nothing shows."""
     worked = (counts.done or 0) + (counts.failed or 0)
-    if files is not None:
-        bare, where = not files.lines, "its files hold no line"
-    else:
-        bare, where = not (remote.output_file_id or remote.error_file_id), "it names no file"
+    named = bool(remote.output_file_id or remote.error_file_id)
+    bare = not named if files is None else not files.lines
+    where = "its files hold no line" if named else "it names no file"
     if bare and worked:
         return f"it is {remote.status} with {worked:,} requests worked on, and {where}"
     if bare and remote.status == "completed":

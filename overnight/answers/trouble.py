@@ -58,11 +58,18 @@ def troubled(shards: Sequence[Shard]) -> list[tuple[Shard, Batch]]:
     ]
 
 
-def is_stuck(run: Run, shards: Sequence[Shard], now: float) -> bool:
-    """Whether a job waits for nothing but batches in trouble, and has waited for long enough to join what there is."""
+def is_stuck(run: Run, shards: Sequence[Shard], now: float, since: float = 0.0) -> bool:
+    """Whether a job waits for nothing but batches in trouble, and has waited for long enough to join what there is.
+
+    Args:
+        run: the job.
+        shards: all of its.
+        now: Unix seconds.
+        since: when whoever asks began to wait.
+    """
     waiting = [shard for shard in shards if not shard.settled]
-    bad = troubled(shards)
+    bad = [batch for _, batch in troubled(shards)]
     if not waiting or len(bad) < len(waiting):
         return False
     patience = _PATIENCE * run.job.profile.poll_seconds
-    return all(batch.state is State.LOST or now - (batch.trouble_since or now) > patience for _, batch in bad)
+    return all(batch.state is State.LOST or now - max(since, batch.trouble_since or now) > patience for batch in bad)

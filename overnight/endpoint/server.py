@@ -23,9 +23,11 @@ from pythonjsonlogger.json import JsonFormatter
 from overnight.endpoint.api.app import create_app
 from overnight.endpoint.api.guard import PatientProtocol
 from overnight.endpoint.api.metrics import Metrics
+from overnight.endpoint.api.origin import served_hosts
 from overnight.endpoint.api.service import Service
 from overnight.endpoint.settings import Settings, SettingsError, check, package_version, schedule, secret
 from overnight.endpoint.storage.disk import Disk
+from overnight.endpoint.storage.privacy import FOLDER_MODE, private_to_owner
 from overnight.endpoint.storage.recorder import Recorder
 from overnight.endpoint.storage.store import DataError, Store
 from overnight.endpoint.upstream.embedded import EmbeddedModel
@@ -57,8 +59,8 @@ def serve(settings: Settings) -> int:
     _set_up_logging(as_json=settings.log_json)
     try:
         check(settings)
-        settings.data.mkdir(parents=True, exist_ok=True)
-        with _locked(settings.data), _bound(settings) as listener:
+        settings.data.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
+        with private_to_owner(settings.data), _locked(settings.data), _bound(settings) as listener:
             return asyncio.run(_run(settings, listener))
     except LockedError as error:
         log.error("%s", error)  # noqa: TRY400 - what happened is in the message, a traceback would hide it
@@ -113,6 +115,8 @@ def _assemble(settings: Settings, upstream: Upstream, store: Store, recorder: Re
         disk=disk,
         clock=time.time,
         client_key=secret(settings.client_key_env),
+        # A key keeps pages out by itself, and a proxy before this server passes on names of its own.
+        hosts=served_hosts(settings.host) if settings.client_key_env is None else None,
         max_open_batches=settings.max_open_batches,
         keep_seconds=keep,
     )

@@ -100,7 +100,10 @@ class Ledger:
                 f"the ledger {path} is gone or empty, and {sent.parent.parent} was sent by it: restore it from a "
                 f"backup, or have its batches looked for: overnight recover {sent.parent.parent.name}.yaml"
             )
-        return _open(f"sqlite:///{path}")
+        ledger = _open(f"sqlite:///{path}")
+        if path.exists():
+            path.chmod(0o600)  # SQLite gives its other files the same
+        return ledger
 
     def fingerprint(self, account: str) -> str:
         """A keyed hash of what tells accounts apart, a key among it: it can be compared, and tells nothing."""
@@ -200,6 +203,45 @@ class Ledger:
             connection.execute(sa.insert(JOBS).values(**values))
             _insert_shards(connection, record.name, shards)
             _count(connection, FOLDERS.c.job == record.name)
+
+    def take_over(
+        self, job: str, record: JobRecord | None, shards: Sequence[NewShard], *, unsent: Sequence[str]
+    ) -> None:
+        """Writes down shards that another ledger planned.
+
+        Args:
+            job: whose they are.
+            record: the job, where this ledger does not know it.
+            shards: as their request files tell them.
+            unsent: keys of those that no batch was made of: nothing is waited for, and nothing of them is sent.
+        """
+        with self._transaction() as connection:
+            if record is not None:
+                values = {name: getattr(record, name) for name in record.__dataclass_fields__}
+                connection.execute(sa.insert(JOBS).values(**values))
+            _insert_shards(connection, job, shards)
+            mine = (SHARDS.c.job == job) & SHARDS.c.key.in_(unsent)
+            tried = sa.select(BATCHES.c.shard_id)
+            connection.execute(sa.update(SHARDS).where(mine, SHARDS.c.id.not_in(tried)).values(settled=True))
+            connection.execute(sa.update(JOBS).where(JOBS.c.name == job).values(joined_at=None))
+
+    def adopt(self, shard: Shard, token: str, batch_id: str, file_id: str | None, made_at: float, account: str) -> None:
+        """Gives a shard a batch that the provider lists and no attempt of this ledger has.
+
+        An attempt of the same token, which an older ledger knew before its create call, is taken on; any other that is
+        open and was not sent gives way.
+        """
+        values = {"state": State.SUBMITTED, "batch_id": batch_id, "file_id": file_id, "creating_at": made_at,
+                  "submitted_at": made_at, "account": account, "recovered": True}  # fmt: skip
+        mine = BATCHES.c.shard_id == shard.id
+        with self._transaction() as connection:
+            open_ones = mine & BATCHES.c.state.in_(OPEN) & BATCHES.c.batch_id.is_(None) & (BATCHES.c.token != token)
+            connection.execute(sa.update(BATCHES).where(open_ones).values(state=State.REFUSED))
+            known = connection.execute(sa.update(BATCHES).where(mine, BATCHES.c.token == token).values(**values))
+            if not known.rowcount:
+                row = {"shard_id": shard.id, "token": token, "started_at": made_at, "creates": 1}
+                connection.execute(sa.insert(BATCHES).values(**row, **values))
+            connection.execute(sa.update(SHARDS).where(SHARDS.c.id == shard.id).values(settled=False))
 
     def stop(self, job: str, reason: str) -> None:
         """Sends nothing more of a job: shards without a batch at the provider are settled as they are.
@@ -447,7 +489,7 @@ def _engine_options(url: str) -> dict[str, Any]:
 def _configure_sqlite(connection: Any, _record: Any) -> None:
     """WAL with full syncs: an intent to pay has to survive a power cut as well as a kill."""
     connection.isolation_level = None  # SQLAlchemy's own BEGIN IMMEDIATE stands in the listener beside this one
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
         _execute_patiently(connection, f"PRAGMA {pragma}")
 
 

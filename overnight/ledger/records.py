@@ -102,6 +102,8 @@ class Batch:
     """When a complete listing of its account lacked it first, and all since have."""
     look_at: float | None = None
     """Not looked at before this."""
+    recovered: bool = False
+    """Whether it was taken up from the provider's listing: its retries may have been sent before."""
     given_up: bool = False
     """Whether a person gave it up."""
     misses: int = 0

@@ -15,7 +15,7 @@ from overnight.ledger.shards import ShardWriter, file_key
 from overnight.rows.lines import custom_ids
 from overnight.rows.requests import Kind
 from overnight.rows.tokens import frame_bytes
-from overnight.store.files import disk_errors, sync_folder
+from overnight.store.files import disk_errors, make_private, sync_folder
 from overnight.store.home import JobFolder
 
 
@@ -68,7 +68,7 @@ def place_file(folder: JobFolder, staged: Path) -> None:
     if path.exists() and path.read_bytes() != staged.read_bytes():
         raise LedgerError(f"{path} is there already, and is another than the ledger planned: have it looked for at the "
                           f"provider: overnight recover {folder.job}")  # fmt: skip
-    folder.requests.mkdir(parents=True, exist_ok=True)
+    make_private(folder.requests)
     staged.replace(path)
     sync_folder(folder.requests)
 
@@ -117,7 +117,7 @@ def staged_files(folder: JobFolder, round_: int, write: Callable[[Path], Iterato
     """
     staging = folder.retries(round_)
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
+    make_private(staging)
     with disk_errors(staging):
         planned = list(write(staging))
         sync_folder(staging)

@@ -114,6 +114,7 @@ class ShardWriter:
     def _open(self) -> None:
         self._number = next(self._numbers)
         path = self._folder / f"{self._round:04d}-{self._number:04d}.jsonl"
+        path.touch(mode=0o600)
         self._stream: BinaryIO = path.open("wb", buffering=1 << 20)
         self._count = self._size = self._largest = 0
         self._hash = shard_hash(self._kind.url, self._profile)

@@ -19,6 +19,7 @@ _SLOWEST = 10
 """A pause grows to so many times the first: at 30 s to 5 min, 300 looks in a day where 2,900 would be rate limited."""
 _GROWTH = 1.5
 _JITTER = 0.2
+_BEGUN = frozenset({State.UPLOADING, State.UPLOADED, State.CREATING, State.UNKNOWN})
 _NAMED_LIMIT = re.compile(r"limit:?\s*(?:is\s*)?([\d][\d,._]*)\s*(?:enqueued\s*)?tokens", re.IGNORECASE)
 _MARGIN = 0.9
 """What is kept of a limit that a refusal teaches: our tokens are estimates, and other programs use the queue too."""
@@ -113,7 +114,7 @@ def _unproven(shard: Shard) -> bool:
 
 
 def _begun(shard: Shard) -> bool:
-    return shard.open_batch is not None and shard.open_batch.state not in (State.SUBMITTED, State.ENDED)
+    return shard.open_batch is not None and shard.open_batch.state in _BEGUN
 
 
 def _held(shard: Shard, now: float) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from overnight.job.profiles import Profile
 from overnight.ledger.run import Run
+from overnight.providers.keys import check_key
 from overnight.providers.local import local_endpoint
 from overnight.providers.provider import Provider
 
@@ -43,9 +44,12 @@ def connect(
         project: the same.
 
     Raises:
+        JobError: the key is not meant for this address.
         NoBatchApi, ProviderError, Unauthorized: as `Provider` does.
         Terminal: the embedded endpoint does not start.
     """
     if is_embedded(profile):
         profile = profile.overridden(base_url=local_endpoint(home))
+    elif api_key is None:
+        check_key(profile)
     return Provider(profile, api_key, organization, project)

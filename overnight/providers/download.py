@@ -11,6 +11,7 @@ from typing import Protocol
 import httpx2
 
 from overnight.errors import DownloadCut, NotFound, ProviderUnavailable
+from overnight.providers.keys import is_private
 from overnight.store.files import atomic_path
 
 _CHUNK = 1 << 18
@@ -32,15 +33,40 @@ def is_address(file_id: str) -> bool:
     return file_id.startswith(("http://", "https://"))
 
 
+def refuse_private(base_url: str) -> Callable[[httpx2.Request], None]:
+    """A check of every request, redirects included, of a file's address: what a reply names may be anything.
+
+    Args:
+        base_url: the provider's; where it is itself on this machine or a private network, so may its files be.
+    """
+
+    def check(request: httpx2.Request) -> None:
+        if is_private(str(request.url)) and not is_private(base_url):
+            raise ProviderUnavailable(
+                f"the provider names a result file at {request.url.host}, on this machine or a private network: "
+                "it is not fetched"
+            )
+
+    return check
+
+
 @contextmanager
-def opened_address(address: str) -> Iterator[Reply]:
+def opened_address(address: str, base_url: str) -> Iterator[Reply]:
     """A file at a URL, streamed, without the key: it need not be the provider's own.
+
+    Args:
+        address: of the file.
+        base_url: the provider's.
 
     Raises:
         NotFound: it is gone.
-        ProviderUnavailable: it answers with another error.
+        ProviderUnavailable: it answers with another error, or the address is private.
     """
-    with httpx2.stream("GET", address, follow_redirects=True, timeout=600) as reply:
+    hooks = {"request": [refuse_private(base_url)]}
+    with (
+        httpx2.Client(follow_redirects=True, timeout=600, event_hooks=hooks) as client,
+        client.stream("GET", address) as reply,
+    ):
         if reply.status_code == 404:
             raise NotFound("the result's address answers 404: it has expired")
         if reply.status_code >= 400:

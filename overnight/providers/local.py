@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx2
 
 from overnight.errors import Terminal
+from overnight.store.files import make_private
 
 START_SECONDS = 120.0
 """The model takes 3 s to load, a cold disk and two busy cores a minute."""
@@ -34,7 +35,7 @@ def local_endpoint(home: Path) -> str:
         data = home / ".endpoint"
         if address := _answering(data):
             return address
-        data.mkdir(parents=True, exist_ok=True)
+        make_private(data)
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if data not in _children or _children[data].poll() is not None:

@@ -259,7 +259,12 @@ class Provider:
     def _download_once(self, file_id: str, path: Path) -> int:
         call = f"download {file_id}"
         if is_address(file_id):
-            with self._translated(call), opened_address(file_id) as reply:
+            if not self.profile.file_addresses:
+                raise ProviderUnavailable(
+                    f"a result file is named by the address {file_id[:80]}, and {self.profile.name} has none: "
+                    "it is not fetched (provider.profile: siliconflow fetches such files)"
+                )
+            with self._translated(call), opened_address(file_id, self.address) as reply:
                 return receive(reply, file_id, path, lambda: None)
         unhurried = self._client.with_options(timeout=600)
         with self._translated(call), unhurried.files.with_streaming_response.content(file_id) as reply:

@@ -13,7 +13,7 @@ from overnight.ledger.builder import Build
 from overnight.limits.budget import Spending, output_limit
 from overnight.limits.hours import hours_text
 from overnight.limits.prices import Rates, job_rates
-from overnight.rows.tokens import BYTES_PER_TOKEN
+from overnight.rows.tokens import BYTES_PER_TOKEN, estimated_tokens
 from overnight.text import counted_of, dollars, inline, printable, table
 
 _MOST_SHARDS = 20
@@ -31,6 +31,8 @@ class Plan:
     requests: int
     known: int
     """Requests that are answered already, or on their way."""
+    sending: int
+    """Requests that are to be sent."""
     shards: int
     bytes: int
     """Of what is to be sent."""
@@ -67,15 +69,23 @@ def make_plan(
     limit = output_limit(job)
     made = None if limit is None else limit * sent
     rates = job_rates(job)
-    cost = rates.cost(given, made or 0) if rates else None
+    cost = _cost(build, limit, rates) if rates else None
     source = rates.source if rates else "no price is known: set provider.prices"
     figures = _figures(job, build, sent, size, given, made, cost, source, rates)
     head = f"# Plan of {job.name}\n\n" + table(
         ["", ""], [*figures, *([("cheap hours", hours_text(hours))] if hours else []), *_limits(job, so_far)]
     )
     text = "\n\n".join(filter(None, [head, _shards(build), _notes(job), _samples(samples)])) + "\n"
-    return Plan(job.name, build.rows, build.unsendable, build.requests, build.known, len(build.shards), size, given,
-                made, cost, source, text)  # fmt: skip
+    return Plan(job.name, build.rows, build.unsendable, build.requests, build.known, sent, len(build.shards), size,
+                given, made, cost, source, text)  # fmt: skip
+
+
+def _cost(build: Build, limit: int | None, rates: Rates) -> float:
+    """USD of a build; a file with a request so long that it costs more per token is priced by that."""
+    return sum(
+        rates.cost(shard.tokens, (limit or 0) * shard.requests, largest=estimated_tokens(1, shard.largest))
+        for shard in build.shards
+    )
 
 
 def _figures(job: Job, build: Build, sent: int, size: int, given: int, made: int | None, cost: float | None,

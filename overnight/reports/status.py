@@ -33,6 +33,10 @@ class JobStatus:
     """Why shards are held back."""
     stopped: str | None = None
     """Why nothing more is sent."""
+    in_trouble: int = 0
+    """Batches that cannot be collected for now."""
+    trouble: str | None = None
+    """What is wrong with the first of them."""
 
 
 def status_of(run: Run) -> JobStatus:
@@ -49,10 +53,11 @@ def job_status(job: str, shards: Sequence[Shard], requests: int, stopped: str | 
     answered = sum((batch.done or 0) + (batch.failed or 0) for batch in batches)
     at_provider = sum(batch.state in AT_PROVIDER for batch in batches)
     held = next((shard.hold_reason for shard in waiting if shard.hold_reason and shard.open_batch is None), None)
+    bad = [batch for batch in batches if batch.trouble_since is not None]
     left = requests - sum(shard.requests for shard in waiting)
-    return JobStatus(
-        job, requests, max(0, left + answered), at_provider, len(waiting) - at_provider, not waiting, held, stopped
-    )
+    unsent = sum(not shard.sent for shard in waiting)
+    return JobStatus(job, requests, max(0, left + answered), at_provider, unsent, not waiting, held, stopped,
+                     len(bad), bad[0].trouble if bad else None)  # fmt: skip
 
 
 def batch_rows(shards: Sequence[Shard], now: float) -> list[dict[str, Any]]:
@@ -78,7 +83,7 @@ def _row(shard: Shard, batch: Batch, now: float) -> dict[str, Any]:
         "status": batch.status or str(batch.state),
         "done": f"{_answered(batch):,} of {shard.requests:,}",
         "age": duration(age),
-        "expected": "ended" if ended else _expected(shard, batch, now),
+        "expected": batch.trouble or ("ended" if ended else _expected(shard, batch, now)),
         "tokens": f"{tokens:,}" if tokens else f"about {shard.tokens:,}",
         "attempt": shard.attempt,
         "verdicts": ", ".join(f"{count:,} {verdict}" for verdict, count in verdicts.items()),

@@ -36,16 +36,26 @@ def disk_errors(path: Path) -> Iterator[None]:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a `.part` path that takes the place of `path` when the block ends well, and is removed when not."""
     part = path.with_name(path.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
+    make_private(part.parent)
     try:
         with disk_errors(path):
+            part.touch(mode=0o600)
             yield part
+            part.chmod(0o600)  # whatever the umask, and whoever wrote it: it holds somebody's rows
             with part.open("rb") as written:
                 os.fsync(written.fileno())
             part.replace(path)
             sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def make_private(folder: Path) -> None:
+    """Makes a folder, and those above it that are missing, for this user alone, whatever the umask."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in missing:
+        one.chmod(0o700)
 
 
 @contextmanager

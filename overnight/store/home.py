@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overnight.errors import HomeError
+from overnight.store.files import make_private
 
 DEFAULT_HOME = "data/runs"
 
@@ -23,7 +24,7 @@ def home_path(given: str | Path | None = None) -> Path:
         raise HomeError(f"the home has to be a folder on this machine, not {text}: set --home or OVERNIGHT_HOME")
     path = Path(text).absolute()
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_private(path)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:

@@ -35,7 +35,7 @@ def create_app(service: Service, lifespan: Callable[[FastAPI], Any] | None = Non
     app.state.service = service
     errors.install(app)
     documents.install(app)
-    app.add_middleware(Guard, client_key=service.client_key)
+    app.add_middleware(Guard, client_key=service.client_key, hosts=service.hosts)
     for router in (about, api, realtime.router):
         app.include_router(router)
     return app
@@ -101,7 +101,7 @@ async def delete_file(file_id: str, server: Server) -> dict[str, Any]:
     return {"id": file.id, "object": "file", "deleted": True}
 
 
-@api.post("/batches", response_model=None, responses=answers(BatchObject, 409, 429, 507))
+@api.post("/batches", response_model=None, responses=answers(BatchObject, 409, 415, 429, 507))
 async def create_batch(
     body: CreateBatch,
     server: Server,

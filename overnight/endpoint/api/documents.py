@@ -146,7 +146,7 @@ JSON_BODY: dict[str, Any] = {
 def answers(model: type[BaseModel] | None, *statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the documented answers of a route: its success, and the errors besides those of every route."""
     errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorBody} for status in (400, 401, 408, 413, *statuses)
+        status: {"model": ErrorBody} for status in (400, 401, 403, 408, 413, *statuses)
     }
     return {200: {"model": model} if model else {}, **errors}
 

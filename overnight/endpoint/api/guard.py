@@ -1,14 +1,16 @@
-"""What holds for every request before a route sees it: the client's key, bounds on bodies, bounds on time."""
+"""What holds for every request before a route sees it: who may send it, bounds on bodies, bounds on time."""
 
 import asyncio
 import contextlib
 import secrets
 from typing import Any, Final
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from overnight.endpoint.api.origin import check_json, check_page
 from overnight.endpoint.errors import ApiError
 from overnight.endpoint.storage.lines import MAX_LINE_BYTES
 from overnight.endpoint.upstream.upstream import ENDPOINTS
@@ -28,30 +30,40 @@ class _SlowClientError(Exception):
 class Guard:
     """Middleware that refuses strangers and bodies that are too large, and lets go of clients that stand still."""
 
-    def __init__(self, app: ASGIApp, client_key: str | None, silent_seconds: float = SILENT_SECONDS) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        client_key: str | None,
+        hosts: frozenset[str] | None = None,
+        silent_seconds: float = SILENT_SECONDS,
+    ) -> None:
+        """Serve requests to `hosts` and from their pages, None for any."""
         self._app, self._key = app, client_key.encode() if client_key is not None else None
-        self._silent_seconds = silent_seconds
+        self._hosts, self._silent_seconds = hosts, silent_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with its refusal."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
+        headers = Headers(scope=scope)
         try:
-            self._check_key(scope["path"], headers.get(b"authorization", b""))
+            if self._hosts is not None:
+                check_page(headers, self._hosts)
+            self._check_key(scope["path"], headers.get("authorization", ""))
+            check_json(scope["method"], scope["path"], headers)
             limit = body_limit(scope["path"])
-            check_length(headers.get(b"content-length", b""), limit)
+            check_length(headers.get("content-length", ""), limit)
         except ApiError as error:
             await error.response()(scope, receive, send)
             return
         with contextlib.suppress(_SlowClientError):  # uvicorn closes the connection of an answer that did not end
             await self._app(scope, self._bounded(receive, limit), self._patient(send))
 
-    def _check_key(self, path: str, header: bytes) -> None:
+    def _check_key(self, path: str, header: str) -> None:
         if self._key is None or path in _OPEN_PATHS:
             return
-        sent = header.removeprefix(b"Bearer ").strip()
+        sent = header.encode("latin-1").removeprefix(b"Bearer ").strip()
         if not sent:
             raise ApiError(401, "You didn't provide an API key: send it as 'Authorization: Bearer KEY'.")
         if not secrets.compare_digest(sent, self._key):
@@ -95,13 +107,13 @@ def body_limit(path: str) -> int | None:
     return MAX_LINE_BYTES if path in ENDPOINTS else MAX_JSON_BYTES
 
 
-def check_length(header: bytes, limit: int | None) -> None:
+def check_length(header: str, limit: int | None) -> None:
     """Refuse a body by the length that it announces.
 
     Raises:
         ApiError: 413.
     """
-    if limit is not None and header.isdigit() and int(header[:20]) > limit:
+    if limit is not None and header.isdecimal() and int(header[:20]) > limit:
         raise ApiError(413, _too_large(limit), code="request_too_large")
 
 

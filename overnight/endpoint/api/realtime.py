@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from overnight.endpoint.api import documents
 from overnight.endpoint.api.service import Service
 from overnight.endpoint.errors import ApiError
+from overnight.endpoint.storage.foreign_json import TooDeepError, read_json
 from overnight.endpoint.storage.lines import Answer
 from overnight.endpoint.upstream.upstream import ENDPOINTS, UpstreamError
 
@@ -56,8 +57,10 @@ async def answer_now(request: Request, server: Server) -> Response:
     server.check_served(request.url.path)
     body = await request.body()
     try:
-        head = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        head = read_json(body)
+    except TooDeepError as error:
+        raise ApiError(400, f"The JSON body of your request is {error}: flatten it.") from error
+    except ValueError as error:
         raise ApiError(400, "We could not parse the JSON body of your request.") from error
     if not isinstance(head, dict):
         raise ApiError(400, "The JSON body of your request is not an object.")
@@ -76,7 +79,7 @@ for _path in ENDPOINTS:
         methods=["POST"],
         response_model=None,
         openapi_extra=documents.JSON_BODY,
-        responses=documents.answers(None, 502),
+        responses=documents.answers(None, 415, 502),
     )
 
 

@@ -31,6 +31,8 @@ class Service:
     clock: Callable[[], float]
     """Unix time."""
     client_key: str | None = None
+    hosts: frozenset[str] | None = None
+    """What requests may call this server; None where they may call it anything."""
     max_open_batches: int = 100
     keep_seconds: int | None = None
     """How long files are kept where the client does not say; None for ever."""

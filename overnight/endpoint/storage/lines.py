@@ -4,13 +4,20 @@ The shapes are those of OpenAI's Batch API (https://platform.openai.com/docs/api
 pass through as the upstream wrote them, byte for byte but for line breaks between tokens.
 """
 
+import contextlib
 import random
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final, NamedTuple
 
 import msgspec
 
+from overnight.endpoint.storage.foreign_json import UNREADABLE, whole_text
+
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
+MAX_TOKENS: Final = 1 << 40
+"""More than any answer uses; the sum over MAX_REQUESTS lines of it still fits SQLite's 64 bits."""
+_FIRST_PAIR: Final = re.compile(rb'\s*\{\s*"custom_id"\s*:\s*("[^"\\]*(?:\\.[^"\\]*)*")')
 
 
 class NumberedLine(NamedTuple):
@@ -50,6 +57,16 @@ class RequestLine(msgspec.Struct, frozen=True):
 request_decoder: Final = msgspec.json.Decoder(RequestLine)
 
 
+def custom_id_of(data: bytes) -> str:
+    """Return a line's custom_id; of a line that cannot be read its first pair if it is that, else an empty text."""
+    with contextlib.suppress(*UNREADABLE):
+        return request_decoder.decode(data).custom_id
+    first = _FIRST_PAIR.match(data)
+    with contextlib.suppress(*UNREADABLE):
+        return msgspec.json.decode(first[1], type=str) if first else ""
+    return ""
+
+
 class Answer(NamedTuple):
     """What an upstream answered over HTTP; `body` is valid JSON."""
 
@@ -59,7 +76,10 @@ class Answer(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """Why a line has no HTTP answer; `code` is batch_expired, batch_cancelled, request_timeout or upstream_error."""
+    """Why a line has no HTTP answer.
+
+    `code` is batch_expired, batch_cancelled, request_timeout, upstream_error, or server_error for a fault in here.
+    """
 
     code: str
     message: str
@@ -113,7 +133,7 @@ def result_line(custom_id: str, outcome: Answer | Failure) -> ResultLine:
     """
     line_id = f"batch_req_{random.getrandbits(128):032x}"
     if isinstance(outcome, Failure):
-        failed = _Line(line_id, custom_id, None, _Error(outcome.code, outcome.message))
+        failed = _Line(line_id, custom_id, None, _Error(outcome.code, whole_text(outcome.message)))
         return ResultLine(False, msgspec.json.encode(failed), Usage())
     response = _Response(outcome.status_code, outcome.request_id, msgspec.Raw(one_line(outcome.body)))
     succeeded = 200 <= outcome.status_code < 300
@@ -137,7 +157,7 @@ def usage_of(body: bytes) -> Usage:
     """Read the tokens of an answer in the words of chat, completions and embeddings, or of responses."""
     try:
         usage = _usage_decoder.decode(body).usage
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return Usage()
     if not isinstance(usage, dict):
         return Usage()
@@ -156,7 +176,7 @@ def usage_of(body: bytes) -> Usage:
 
 def _count(source: dict[str, Any], *names: str) -> int:
     values = (source.get(name) for name in names)
-    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0), 0)
+    return next((v for v in values if type(v) is int and 0 <= v <= MAX_TOKENS), 0)
 
 
 def _detail(usage: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Recorder:
                 self.refusals += 1
                 log.error("%d finished lines wait to be stored: %s", len(group), error)  # noqa: TRY400 - the message says it
                 await asyncio.sleep(_RETRY_SECONDS)
-            except sqlite3.Error as error:
+            except Exception as error:  # noqa: BLE001 - whoever waits for a line must hear of it, whatever it is
                 return error
             else:
                 return None

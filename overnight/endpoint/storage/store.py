@@ -59,6 +59,13 @@ CREATE TABLE idempotency_keys (key TEXT PRIMARY KEY, digest BLOB NOT NULL, batch
 }
 
 
+_BUSY_MILLISECONDS: Final = 10_000
+# secure_delete overwrites what is deleted with zeros: without it, answers stay in pages that are free.
+_PRAGMAS: Final = f"""
+PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout={_BUSY_MILLISECONDS}; PRAGMA secure_delete=ON;
+"""
+
+
 class DataError(RuntimeError):
     """The data directory cannot be used; the message says what to do."""
 
@@ -77,7 +84,7 @@ class Repeat(NamedTuple):
 def connect(database: Path) -> sqlite3.Connection:
     """Open the database for one thread at a time."""
     connection = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
-    connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=10000;")
+    connection.executescript(_PRAGMAS)
     return connection
 
 
@@ -232,6 +239,15 @@ class Store:
         with transaction(self._connection):
             self._connection.execute(f"DELETE FROM idempotency_keys WHERE batch_id IN ({batches})", (before,))  # noqa: S608 - as above
             return self._connection.execute(f"DELETE FROM batches WHERE {ended}", (before,)).rowcount  # noqa: S608 - as above
+
+    def empty_log(self) -> bool:
+        """Take what the write-ahead log holds of deleted rows out of it; return False when others use it just now."""
+        self._connection.execute("PRAGMA busy_timeout=0")
+        try:
+            busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout={_BUSY_MILLISECONDS}")
+        return not busy
 
     def _list(
         self,

@@ -121,7 +121,7 @@ def prepare(body: bytes) -> bytes:
         if response_format["type"] != "json_schema":
             return body
         grammar = compact_grammar(msgspec.json.encode(response_format["json_schema"]["schema"]))
-    except (msgspec.DecodeError, AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):  # RecursionError is a RuntimeError
         return body
     return msgspec.json.encode({**request, "grammar": grammar})
 

@@ -13,6 +13,7 @@ import msgspec
 import truststore
 
 from overnight.endpoint.settings import is_loopback
+from overnight.endpoint.storage.foreign_json import TooDeepError, mended, read_json, whole_text
 from overnight.endpoint.storage.lines import Answer
 from overnight.endpoint.storage.records import new_id
 
@@ -29,11 +30,19 @@ MAX_ANSWER_BYTES: Final = 128 * 1024 * 1024
 _CONNECT_SECONDS: Final = 10.0
 _IDLE_SECONDS: Final = 4.0
 """How long an unused connection is kept: less than the 5 s after which vLLM and llama.cpp close theirs."""
+_CHARSET: Final = re.compile(r";\s*charset\s*=\s*\"?([\w.:-]{1,40})", re.IGNORECASE)
 _VERSION_SEGMENT: Final = re.compile(r"v\d+([a-z]+\d*)?")
 
 
 class UpstreamError(Exception):
-    """An attempt brought no usable answer; the message is safe to show to the client."""
+    """An attempt brought no usable answer; the message is safe to show to the client, and UTF-8 can carry it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(whole_text(message))
+
+
+class UnusableAnswerError(UpstreamError):
+    """An answer came whole and cannot be kept; another would be paid for again and be no better."""
 
 
 class UpstreamTimeoutError(UpstreamError):
@@ -160,7 +169,7 @@ async def _content(response: aiohttp.ClientResponse) -> bytes:
     async for part in response.content.iter_any():
         size += len(part)
         if size > MAX_ANSWER_BYTES:
-            raise UpstreamError(f"The upstream's answer is larger than the limit of {MAX_ANSWER_BYTES} bytes.")
+            raise UnusableAnswerError(f"The upstream's answer is larger than the limit of {MAX_ANSWER_BYTES} bytes.")
         parts.append(part)
     return b"".join(parts)
 
@@ -168,23 +177,40 @@ async def _content(response: aiohttp.ClientResponse) -> bytes:
 def reply(status: int, content: bytes, headers: Mapping[str, str]) -> Reply:
     """Turn an HTTP response into a reply, whatever its body is.
 
+    Strict JSON is kept as it came, what only a lenient reader takes for JSON is mended: it is paid for.
+
     Raises:
+        UnusableAnswerError: it claims success, but its body nests too deep.
         UpstreamError: it claims success, but its body is not JSON (a proxy's page, a cut transfer).
     """
-    if not _is_json(content):
-        if status < 400:
-            raise UpstreamError(f"The upstream answered {status} with a body that is not JSON.")
-        content = _error_body(status, content)
-    answer = Answer(status, content, headers.get("x-request-id") or new_id("req_"))
+    try:
+        content = _strict_json(content, headers.get("content-type", ""))
+    except ValueError as error:
+        if status >= 400:
+            content = _error_body(status, content)
+        elif isinstance(error, TooDeepError):
+            raise UnusableAnswerError(f"The upstream's answer is {error}.") from None
+        else:
+            raise UpstreamError(f"The upstream answered {status} with a body that is not JSON.") from None
+    answer = Answer(status, content, _request_id(headers))
     return Reply(answer, retry_after_seconds(headers.get("retry-after"), datetime.now(UTC)))
 
 
-def _is_json(content: bytes) -> bool:
+def _strict_json(content: bytes, content_type: str) -> bytes:
     try:
-        msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return True
+        read_json(content)
+    except TooDeepError:
+        raise
+    except ValueError:
+        charset = _CHARSET.search(content_type)
+        return mended(content, charset[1] if charset else None)
+    return content
+
+
+def _request_id(headers: Mapping[str, str]) -> str:
+    """Return the upstream's id where a result file and a header can both carry it."""
+    given = headers.get("x-request-id", "")
+    return given if given and given.isascii() and given.isprintable() else new_id("req_")
 
 
 def _error_body(status: int, content: bytes) -> bytes:
@@ -203,5 +229,5 @@ def retry_after_seconds(header: str | None, now: datetime) -> float | None:
         pass
     try:
         return max(0.0, (parsedate_to_datetime(header) - now).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None

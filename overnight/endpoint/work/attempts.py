@@ -4,10 +4,10 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from overnight.endpoint.storage.lines import Answer, Failure, usage_of
-from overnight.endpoint.upstream.upstream import Upstream, UpstreamError, UpstreamTimeoutError
+from overnight.endpoint.upstream.upstream import UnusableAnswerError, Upstream, UpstreamError, UpstreamTimeoutError
 from overnight.endpoint.work.gate import LONGEST_PAUSE, Report, Slot
 
 MAX_ATTEMPTS: Final = 5
@@ -31,10 +31,20 @@ def retry_delay(attempt: int, retry_after: float | None, jitter: float) -> float
     return delay * (0.5 + jitter / 2)
 
 
-def report_of(outcome: Answer | Failure, seconds: float, retry_after: float | None) -> Report:
+class Attempt(NamedTuple):
+    """How one attempt ended, and the seconds to wait that its headers ask for before another."""
+
+    outcome: Answer | Failure
+    retry_after: float | None = None
+    final: bool = False
+    """Whether another attempt would be no better."""
+
+
+def report_of(attempt: Attempt, seconds: float) -> Report:
     """Say what an attempt tells about the upstream."""
+    outcome, retry_after, final = attempt
     if isinstance(outcome, Failure) or outcome.status_code >= 500:
-        return Report("failed", seconds, retry_after)
+        return Report("answered" if final else "failed", seconds, retry_after)
     return Report("refused" if outcome.status_code == 429 else "answered", seconds, retry_after)
 
 
@@ -52,28 +62,29 @@ class Attempts:
         """
         attempt = 1
         while True:
-            outcome, retry_after = await self._attempt(slot, path, body)
-            done = isinstance(outcome, Answer) and not is_retryable(outcome.status_code)
-            if done or attempt == MAX_ATTEMPTS:
+            outcome, retry_after, final = await self._attempt(slot, path, body)
+            if final or attempt == MAX_ATTEMPTS:
                 return outcome
             slot.release()
             await asyncio.sleep(retry_delay(attempt, retry_after, random.random()))  # noqa: S311 - spreads retries only
             await slot.regain()
             attempt += 1
 
-    async def _attempt(self, slot: Slot, path: str, body: bytes) -> tuple[Answer | Failure, float | None]:
+    async def _attempt(self, slot: Slot, path: str, body: bytes) -> Attempt:
         began = time.monotonic()
-        outcome: Answer | Failure
-        retry_after = None
-        try:
-            outcome, retry_after = await self._upstream.send(path, body)
-        except UpstreamTimeoutError as error:
-            outcome = Failure("request_timeout", str(error))
-        except UpstreamError as error:
-            outcome = Failure("upstream_error", str(error))
-        report = report_of(outcome, time.monotonic() - began, retry_after)
-        counted = slot.counts_tokens and isinstance(outcome, Answer) and outcome.body
+        tried = await self._try(path, body)
+        report = report_of(tried, time.monotonic() - began)
+        counted = slot.counts_tokens and isinstance(tried.outcome, Answer) and tried.outcome.body
         tokens = usage_of(counted).total_tokens if counted else 0
         slot.settle(report, tokens)
         self._observe(report)
-        return outcome, retry_after
+        return tried
+
+    async def _try(self, path: str, body: bytes) -> Attempt:
+        try:
+            answer, retry_after = await self._upstream.send(path, body)
+        except UpstreamTimeoutError as error:
+            return Attempt(Failure("request_timeout", str(error)))
+        except UpstreamError as error:
+            return Attempt(Failure("upstream_error", str(error)), final=isinstance(error, UnusableAnswerError))
+        return Attempt(answer, retry_after, final=not is_retryable(answer.status_code))

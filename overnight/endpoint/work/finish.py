@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from overnight.endpoint.storage.lines import Failure, NumberedLine, input_lines, request_decoder, result_line
+from overnight.endpoint.storage.lines import Failure, NumberedLine, custom_id_of, input_lines, result_line
 from overnight.endpoint.storage.store import put_in_place, stored_results
 
 
@@ -27,8 +27,7 @@ def all_lines(
             yield Line(pending[1], pending[2])
             pending = next(results, None)
         else:
-            custom_id = request_decoder.decode(request.data).custom_id
-            yield Line(False, result_line(custom_id, rest).data)
+            yield Line(False, result_line(custom_id_of(request.data), rest).data)
 
 
 def write_result_files(

@@ -55,11 +55,12 @@ class Housekeeping:
         self._gate.closed = shortage
 
     def sweep(self) -> None:
-        """Delete files that have expired, and batches that ended long ago."""
+        """Delete files that have expired, and batches that ended long ago; leave nothing of what is deleted."""
         now = int(self._clock())
         files = self._store.expired_files(now)
         for file_id in files:
             self._store.delete_file(file_id)
         batches = self._store.forget_batches(now - self._keep_seconds) if self._keep_seconds is not None else 0
+        self._store.empty_log()
         if files or batches:
             log.info("%d files and %d batches were over their time: deleted", len(files), batches)

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Final
 
 import msgspec
 
+from overnight.endpoint.storage.foreign_json import UNREADABLE
 from overnight.endpoint.storage.lines import MAX_LINE_BYTES, NumberedLine, input_lines
 
 _LEADING_ROLES: Final = ("system", "developer")
@@ -57,16 +58,20 @@ def prefix_key(data: bytes) -> bytes:
     """Return a digest of what a request line's prompt begins with; empty where it begins with nothing of its own."""
     try:
         prompt = _decoder.decode(data).body
-    except msgspec.DecodeError:
+        leading = _leading(prompt)
+        beginning = msgspec.json.encode([bytes(prompt.tools).decode(), leading]) if leading else b""
+    except UNREADABLE:
         return b""
+    return blake2b(beginning, digest_size=16).digest() if beginning else b""
+
+
+def _leading(prompt: _Prompt) -> list[Any]:
     leading = [prompt.instructions] if prompt.instructions else []
     for message in prompt.messages if isinstance(prompt.messages, list) else []:
         if not isinstance(message, dict) or message.get("role") not in _LEADING_ROLES:
             break
         leading.append(message.get("content"))
-    if not leading:
-        return b""
-    return blake2b(msgspec.json.encode([bytes(prompt.tools).decode(), leading]), digest_size=16).digest()
+    return leading
 
 
 def _with_offsets(stream: BinaryIO) -> Iterator[tuple[NumberedLine, int]]:

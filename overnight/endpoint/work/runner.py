@@ -6,13 +6,23 @@ All state is in the store, so a batch goes on after a restart from whatever stat
 import asyncio
 import contextlib
 import logging
+import traceback
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 
-from overnight.endpoint.storage.lines import CANCELLED, EXPIRED, NumberedLine, ResultLine, request_decoder, result_line
+from overnight.endpoint.storage.lines import (
+    CANCELLED,
+    EXPIRED,
+    Failure,
+    NumberedLine,
+    ResultLine,
+    custom_id_of,
+    request_decoder,
+    result_line,
+)
 from overnight.endpoint.storage.recorder import Finished, Recorder
 from overnight.endpoint.storage.records import OPEN_STATUSES, Batch, StoredFile, new_id
 from overnight.endpoint.storage.store import Store
@@ -169,14 +179,22 @@ class Runner:
         await started.all_done()
 
     async def _run_line(self, batch_id: str, line: NumberedLine, slot: Slot) -> None:
-        request = request_decoder.decode(line.data)
         off_peak = self._backlog.is_off_peak()
-        outcome = await self._attempts.answer(slot, request.url, bytes(request.body))
-        result = result_line(request.custom_id, outcome)
+        try:
+            result = await self._answer(line, slot)
+        except Exception as error:  # noqa: BLE001 - a batch that stopped at it would come to it, and pay, again and again
+            # Without the error's own text, which may hold a prompt.
+            log.error("batch %s: line %d fails: %s", batch_id, line.number, _fault(error))  # noqa: TRY400 - as said
+            failure = Failure("server_error", f"The server failed on this line: {type(error).__name__}.")
+            result = result_line(custom_id_of(line.data), failure)
         # The slot is held until the answer is on disk: a kill costs no more answers than there are slots.
         await self._recorder.record(Finished(batch_id, line.number, result, off_peak))
         self._backlog.done(batch_id)
         self._observe(result)
+
+    async def _answer(self, line: NumberedLine, slot: Slot) -> ResultLine:
+        request = request_decoder.decode(line.data)
+        return result_line(request.custom_id, await self._attempts.answer(slot, request.url, bytes(request.body)))
 
     async def _finish(self, batch: Batch) -> None:
         if batch.total == 0:
@@ -225,6 +243,12 @@ def _validate_file(path: Path, rules: Rules) -> Verdict:
 def _read_order(path: Path, finished: set[int]) -> Order:
     with path.open("rb") as stream:
         return Order(stream, finished)
+
+
+def _fault(error: Exception) -> str:
+    """Say what went wrong, and where."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
 
 
 def _error(problem: Problem) -> dict[str, str | int | None]:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, BinaryIO, Final, NamedTuple
 
-import msgspec
-
+from overnight.endpoint.storage.foreign_json import TooDeepError, read_json
 from overnight.endpoint.storage.lines import MAX_LINE_BYTES, NumberedLine, input_lines
 
 MAX_REQUESTS: Final = 50_000
@@ -107,8 +106,10 @@ def _parse(line: NumberedLine) -> dict[str, Any] | Problem:
         message = "The line starts with a byte order mark. Save the file as UTF-8 without BOM."
         return Problem("invalid_json_line", message, None, line.number)
     try:
-        value = msgspec.json.decode(line.data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        value = read_json(line.data)
+    except TooDeepError as error:
+        return Problem("invalid_json_line", f"This line is {error}. Flatten it.", None, line.number)
+    except ValueError as error:
         message = f"This line is not parseable as valid JSON: {error}"
         return Problem("invalid_json_line", message, None, line.number)
     if not isinstance(value, dict):
