@@ -55,4 +55,6 @@ def go_on(pipeline: Pipeline) -> None:
         with pipeline.lease():
             failure = pipeline.collect() or failure
         if pipeline.stuck:  # what may be answered yet is left to the sweeps
+            if failure:
+                raise failure
             return

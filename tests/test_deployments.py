@@ -80,6 +80,33 @@ def test_a_cancelled_run_cancels_its_batches_and_keeps_what_they_answered(
     assert local.ended(run_id)["state_name"] == "Cancelled"
 
 
+def test_a_run_that_prefect_cancels_itself_leaves_the_other_runs_batches_alone(
+    local: Local, make_job: MakeJob, provider_server: ProviderProcess
+) -> None:
+    """Two nights at once: the deployment takes one run at a time, and cancels the new one (CANCEL_NEW)."""
+    provider_server.order(default={"polls": 12})
+    deployment = f"/deployments/{local.deployment('run_batch/run')['id']}"
+    local.api(
+        deployment, {"concurrency_limit": 1, "concurrency_options": {"collision_strategy": "CANCEL_NEW"}}, "PATCH"
+    )
+    try:
+        job = make_job(["a", "b"], name="nightly", limits={"poll_seconds": 0.5})
+        first = local.run("run_batch/run", job=job)
+        until(lambda: provider_server.books()["calls"].get("retrieve", 0), bool)
+        second = local.ended(local.run("run_batch/run", job=job))
+        assert second["state_name"] == "Cancelled"
+        wanted = {"flows": {"name": {"any_": ["cancel_batch"]}}, "flow_runs": {"name": {"any_": ["nightly"]}}}
+        (caused,) = until(lambda: local.api("/flow_runs/filter", wanted), bool)
+        assert local.ended(caused["id"])["state_name"] == "Completed"
+        assert local.flow_run(first)["state_name"] == "Running"
+        assert "cancel" not in provider_server.books()["calls"]
+        provider_server.order(default={})
+        assert local.ended(first, 180)["state_name"] == "Completed"
+    finally:
+        local.api(deployment, {"concurrency_limit": None}, "PATCH")
+    assert set(provider_server.books()["billed"].values()) == {1}
+
+
 def test_a_costly_run_is_suspended_until_a_person_approves_fewer_rows(
     local: Local, make_job: MakeJob, provider_server: ProviderProcess
 ) -> None:
@@ -253,6 +280,10 @@ def test_a_person_approves_a_costly_run_on_the_page(local: Local, page: Page) ->
     form = page.get_by_role("dialog")
     expect(form.get_by_text("Plan of asked")).to_be_visible()
     fill(page, "Max Rows (Optional)", "int", "3")
+    form.get_by_role("button", name="Resume").click()
+    expect(page.get_by_text("'decision' is a required property")).to_be_visible()  # one click does not spend
+    form.get_by_text("Select", exact=True).click()
+    page.get_by_text("approve", exact=True).last.click()
     keep(page, "approval")
     form.get_by_role("button", name="Resume").click()
     assert local.ended(run_id, 120)["name"] == "asked · 3 rows · local"

@@ -81,6 +81,21 @@ def test_files_that_are_not_the_servers_and_links_are_left_as_they_are(tmp_path:
     assert [stat.filemode(path.stat().st_mode) for path in (script, elsewhere)] == kept
 
 
+def test_a_directory_behind_a_link_is_closed_too(tmp_path: Path) -> None:
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    folder.mkdir(0o755)
+    link.symlink_to(folder)
+    close_to_others(link)
+    assert stat.filemode(folder.stat().st_mode) == "drwx------"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs a folder whose mode nobody can change")
+def test_a_folder_that_cannot_be_closed_is_said_and_used_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    close_to_others(Path("/proc/self/task"))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "stays readable by others" in said
+
+
 def holding(data: Path, content: bytes) -> list[str]:
     """The files that hold some bytes."""
     return [path.name for path in data.rglob("*") if path.is_file() and content in path.read_bytes()]

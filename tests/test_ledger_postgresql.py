@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from overnight.errors import LedgerError
+from overnight.errors import LedgerError, LedgerUnavailable
 from overnight.ledger.database import Ledger
 from overnight.ledger.states import State
 from tests.server import free_port
+from tests.steps import opened_by_four
 from tests.test_ledger import RECORD, new_shard
 
 pytestmark = pytest.mark.skipif(shutil.which("initdb") is None, reason="needs PostgreSQL's initdb and pg_ctl in PATH")
@@ -25,20 +26,38 @@ _USER: dict[str, Any] = {"user": "nobody"} if os.geteuid() == 0 else {}
 """PostgreSQL does not run as root."""
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    folder = Path(subprocess.check_output(["mktemp", "-d"], text=True, **_USER).strip())
-    port = free_port()
+class Server:
+    """A PostgreSQL of its own."""
 
-    def run(*command: str | Path) -> None:
+    def __init__(self) -> None:
+        self.folder = Path(subprocess.check_output(["mktemp", "-d"], text=True, **_USER).strip())
+        self.port = free_port()
+        self.url = f"postgresql+psycopg://overnight@127.0.0.1:{self.port}/postgres"
+        self._run("initdb", "-D", self.folder / "data", "-U", "overnight", "--no-sync")
+
+    def _run(self, *command: str | Path) -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", **_USER)
 
-    run("initdb", "-D", folder / "data", "-U", "overnight", "--no-sync")
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    run("pg_ctl", "-D", folder / "data", "-o", options, "-l", folder / "log", "-w", "start")
-    yield f"postgresql+psycopg://overnight@127.0.0.1:{port}/postgres"
-    run("pg_ctl", "-D", folder / "data", "-m", "immediate", "stop")
-    shutil.rmtree(folder)
+    def start(self) -> None:
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._run("pg_ctl", "-D", self.folder / "data", "-o", options, "-l", self.folder / "log", "-w", "start")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", self.folder / "data", "-m", "immediate", "stop")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    made = Server()
+    made.start()
+    yield made
+    made.stop()
+    shutil.rmtree(made.folder)
+
+
+@pytest.fixture(scope="module")
+def url(server: Server) -> str:
+    return server.url
 
 
 @pytest.fixture
@@ -111,3 +130,36 @@ def test_the_paid_call_is_begun_by_one_of_several_processes(ledger: Ledger) -> N
     told = at_once(lambda _: ledger.begin_create(batch, "host:1:x", now).state)
     assert told.count(State.CREATING) == 1
     assert ledger.shard(shard.id).batches[0].creates == 1
+
+
+def test_a_restart_of_the_database_is_waited_out(server: Server, ledger: Ledger) -> None:
+    ledger.plan(RECORD, [new_shard(200, round=20)])
+    server.stop()
+    starting = threading.Timer(1.5, server.start)
+    starting.start()
+    try:
+        assert ledger.job("job") is not None
+        assert ledger.acquire("restarted", "host:1:x", time.time(), time.time() + 60) is None
+    finally:
+        starting.join()
+
+
+def test_a_database_that_does_not_come_back_is_trouble_and_nothing_that_is_damaged(
+    server: Server, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("overnight.ledger.database._PATIENCE", 0.5)
+    server.stop()
+    try:
+        with pytest.raises(LedgerUnavailable, match="Check OVERNIGHT_LEDGER_URL and that the database server answers"):
+            ledger.job("job")
+        with pytest.raises(LedgerUnavailable, match="Check OVERNIGHT_LEDGER_URL"):
+            Ledger(server.url)
+    finally:
+        server.start()
+    with pytest.raises(LedgerError, match="cannot be used"):
+        Ledger(server.url.replace("/postgres", "/no_such_database"))
+
+
+def test_four_processes_that_open_a_new_database_at_once_all_succeed(server: Server) -> None:
+    subprocess.run(["createdb", "-h", "127.0.0.1", "-p", str(server.port), "-U", "overnight", "fresh"], check=True)
+    assert len(set(opened_by_four(server.url.replace("/postgres", "/fresh")))) == 1

@@ -18,9 +18,11 @@ from overnight.ledger.states import State
 from overnight.limits.canary import last_canary
 from overnight.providers.provider import Provider
 from overnight.reports.plan import Plan
+from overnight.reports.report import report_text
 from overnight.reports.status import batch_rows
 from overnight.text import table
 from tasks.build import stage
+from tasks.report import summarize
 from tasks.validate import plan_staged
 from tests.conftest import MakeJob, ProviderProcess
 from tests.steps import advance, build, finish, run_job
@@ -197,6 +199,51 @@ def test_a_ledger_url_of_another_kind_is_named_without_its_password(url: str) ->
 
 def test_a_column_name_cannot_break_a_table() -> None:
     assert table(["a|b"], [["c"]]).splitlines()[0] == "| a\\|b |"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_an_answer_on_the_terminal_is_good_for_what_was_asked_about_and_not_for_what_the_dataset_became(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path
+) -> None:
+    from flows.approval import Approval, asked_by  # noqa: PLC0415 - Prefect's import takes seconds
+    from flows.run import run_batch  # noqa: PLC0415
+
+    provider = {"profile": "custom", "base_url": provider_server.base_url, "prices": {"input": 1, "output": 2}}
+    fields: dict[str, Any] = {"provider": provider, "parameters": {"max_tokens": 5}, "name": "asked",
+                              "limits": {"approve_above_usd": 0, "poll_seconds": 0.02}}  # fmt: skip
+    wanted = make_job(["a", "b"], **fields)
+    asked: list[int] = []
+
+    def answer(plan: Plan) -> Approval:
+        asked.append(plan.sending)
+        if len(asked) == 1:
+            make_job([f"t{n}" for n in range(50)], **fields)  # while the person thinks
+        return Approval(decision="approve" if len(asked) == 1 else "reject")
+
+    with asked_by(answer), pytest.raises(JobError, match="was rejected"):
+        run_batch(wanted, home=str(tmp_path / "home"))
+    assert (asked, provider_server.books()["billed"]) == ([2, 50], {})
+
+
+def test_an_approval_has_no_default() -> None:
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    from flows.approval import Approval  # noqa: PLC0415 - Prefect's import takes seconds
+
+    with pytest.raises(ValidationError, match="decision"):
+        Approval.model_validate({})
+
+
+def test_what_lost_and_unreadable_answers_may_have_cost_is_in_the_report(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path
+) -> None:
+    provider = {"profile": "custom", "base_url": provider_server.base_url, "prices": {"input": 1, "output": 2}}
+    provider_server.order(batches=[{"drop": [0]}])
+    run, _ = run_job(make_job(["a", "b"], provider=provider, parameters={"max_tokens": 5}), tmp_path / "home")
+    tally = finish(run)
+    shards = run.ledger.shards("texts")
+    text = report_text(summarize(run, tally, shards, 1.0), tally, shards, run.job)
+    assert "may have cost besides, at the most | $0.00" in text
 
 
 def test_the_provider_of_a_block_is_what_the_command_line_plans_for() -> None:

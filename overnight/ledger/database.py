@@ -100,10 +100,10 @@ class Ledger:
                 f"the ledger {path} is gone or empty, and {sent.parent.parent} was sent by it: restore it from a "
                 f"backup, or have its batches looked for: overnight recover {sent.parent.parent.name}.yaml"
             )
-        ledger = _open(f"sqlite:///{path}")
-        if path.exists():
-            path.chmod(0o600)  # SQLite gives its other files the same
-        return ledger
+        path.touch(mode=0o600)  # SQLite gives its other files the same
+        for one in home.glob("ledger.db*"):
+            one.chmod(0o600)
+        return _open(f"sqlite:///{path}")
 
     def fingerprint(self, account: str) -> str:
         """A keyed hash of what tells accounts apart, a key among it: it can be compared, and tells nothing."""

@@ -43,13 +43,16 @@ def check_block_address(given: str | None, block_address: str | None, name: str)
 
     Args:
         given: where the job would have the key sent.
-        block_address: what the block, or its profile, names; None where it names none.
+        block_address: what the block, or its profile, names; None where it names none: then the key may go to this
+            machine alone.
         name: the block's.
 
     Raises:
         JobError: they differ.
     """
-    if given is None or (block_address is not None and given.rstrip("/") == block_address.rstrip("/")):
+    if given is None or (block_address is None and _is_loopback(given)):
+        return
+    if block_address is not None and given.rstrip("/") == block_address.rstrip("/"):
         return
     meant = f"is for {block_address}" if block_address else "names no address"
     raise JobError(
@@ -74,5 +77,8 @@ def _allowed() -> set[str]:
 
 def _same_host(own: str, other: str) -> bool:
     """Whether a key for one address may go to another: the same host, or a server on this machine."""
-    host = urlsplit(other).hostname or ""
-    return host == urlsplit(own).hostname or host in ("localhost", "127.0.0.1", "::1")
+    return urlsplit(other).hostname == urlsplit(own).hostname or _is_loopback(other)
+
+
+def _is_loopback(address: str) -> bool:
+    return urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-log: Final = logging.getLogger("overnight.endpoint")
+log: Final = logging.getLogger(__name__)
 
 FILE_MODE: Final = 0o600
 FOLDER_MODE: Final = 0o700
@@ -29,6 +29,7 @@ def private_to_owner(directory: Path) -> Iterator[None]:
 
 def close_to_others(directory: Path) -> None:
     """Give the owner alone what lies there; what cannot be changed, such as a volume of root's, is said in the log."""
+    directory = directory.resolve()  # links in it are not followed, but it may be one
     for path in (directory, *(found for pattern in _OURS for found in directory.glob(pattern))):
         try:
             _close(path)
