@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install try test check format bench soak lock schema up down clean
+.PHONY: help install try test check format bench mutants soak lock schema up down clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/'
@@ -43,6 +43,9 @@ format: install ## write what `check` asks for, where a tool can
 bench: install ## measure the stages against plain Python, and the endpoint
 	$(BIN)/python -m tests.benchmarks.stages
 	$(BIN)/python -m tests.benchmarks.endpoint
+
+mutants: install ## take each protection away in turn and print which test notices
+	$(BIN)/python -m tests.mutants
 
 soak: install ## kill jobs at 200 random moments and count what was billed
 	$(BIN)/python -m tests.benchmarks.soak

@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -231,7 +231,9 @@ class SubmitProtocol(RuleBasedStateMachine):
             mine = attempts[attempts["custom_id"] == custom_id]
             billed = self.provider.billed.get(str(custom_id), [])
             assert len(set(billed)) == len(billed)
-            assert set(billed) - awaited <= set(mine["batch_id"]), f"{custom_id} was billed by a batch that nobody collected"
+            assert set(billed) - awaited <= set(mine["batch_id"]), (
+                f"{custom_id} was billed by a batch that nobody collected"
+            )
             for verdict, code in zip(mine["verdict"][:-1], mine["error_code"][:-1], strict=True):
                 assert verdict in MAY_BE_ASKED_AGAIN, f"{custom_id} was sent again after {verdict}"
                 assert code != "batch_lost", f"{custom_id} was sent again though its batch may have been paid"
@@ -243,4 +245,8 @@ class SubmitProtocol(RuleBasedStateMachine):
 
 
 TestSubmitProtocol = SubmitProtocol.TestCase
-TestSubmitProtocol.settings = settings(max_examples=100, stateful_step_count=30, deadline=None, derandomize=True)
+PHASES = [Phase.generate] if os.environ.get("OVERNIGHT_NO_SHRINK") else [Phase.generate, Phase.shrink]
+"""`tests/mutants.py` wants to know that an example fails, not the smallest one, which may take minutes to find."""
+TestSubmitProtocol.settings = settings(
+    max_examples=100, stateful_step_count=30, deadline=None, derandomize=True, phases=PHASES
+)

@@ -17,6 +17,7 @@ from overnight.ledger.records import Batch, Shard
 from overnight.ledger.states import State
 from overnight.limits.admission import admissible
 from overnight.limits.budget import affordable, most_cost, output_limit, spending
+from overnight.limits.canary import last_canary
 from overnight.limits.prices import Rates, listed_rates
 from tests.conftest import MakeJob, ProviderProcess
 from tests.steps import build, run_job
@@ -243,6 +244,18 @@ def test_a_canary_goes_first_and_the_others_only_when_it_is_well(
     if bad:
         assert (table["error_code"] == "not_sent").sum() == 6
         assert "canary" in table["error_message"][9]
+
+
+@pytest.mark.parametrize(("failed", "cost", "well"), [(1, 140.0, True), (2, 140.0, False), (1, 140.1, False)])
+def test_a_canary_may_fail_as_much_as_the_job_and_cost_what_was_planned(failed: int, cost: float, well: bool) -> None:
+    careful = job(canary_rows=10).model_copy(update={"max_failed_fraction": 0.1})
+    tried = shard(1, State.COLLECTED, settled=True, canary=1)
+    verdicts = {"succeeded": 10 - failed, "failed": failed}
+    (batch,) = tried.batches
+    tried = Shard(**{**vars(tried), "batches": (replace(batch, verdicts=verdicts, cost_usd=cost),)})
+    canary = last_canary(careful, [tried])
+    assert canary is not None
+    assert (canary.fault is None) is well
 
 
 def test_a_canary_that_costs_more_than_planned_stops_the_job(
