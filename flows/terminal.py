@@ -212,5 +212,6 @@ def show_answers(summary: Summary, job: Job, console: Console) -> None:
         table.add_row(*(Text(printable(value)) for value in row.values()))
     console.print(table)
     if rates := listed_rates(*_COMPARED_MODEL, discount=None):
-        cost = dollars(rates.cost(summary.input_tokens, summary.output_tokens))
+        mean = summary.input_tokens / max(1, summary.requests)
+        cost = dollars(rates.cost(summary.input_tokens, summary.output_tokens, largest=mean))
         console.print(f"As batches of {_COMPARED_MODEL[0]} these tokens would cost {cost} ({rates.source}).")

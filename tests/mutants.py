@@ -116,7 +116,7 @@ MUTANTS = [
     Mutant("a canary may fail no more", "overnight/limits/canary.py", "if failed / sent > job.max_failed_fraction:", "if False:", MONEY),
     Mutant("a canary may cost what was planned", "overnight/limits/canary.py", "    if cost > planned:\n", "    if cost >= planned:\n", MONEY),
     Mutant("a yes is good for its plan alone", "flows/approval.py", "    return plan.rows <= approved.rows and", "    return True or",
-           "tests/test_pipeline.py -k terminal"),
+           "tests/test_pipeline.py -k yes_is_good"),
     # keys and text
     Mutant("a job names variables for keys alone", "overnight/providers/keys.py", "    if owner is None:\n", "    if owner is None and name == '':\n", KEYS),
     Mutant("a provider's key goes to it alone", "overnight/providers/keys.py", "if owner.base_url and profile.base_url and not", "if owner and owner.name == '' and not", KEYS),
@@ -157,7 +157,7 @@ def caught_by(mutant: Mutant) -> str | None:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests.split()]
         quick = {**os.environ, "OVERNIGHT_NO_SHRINK": "1"}
         done = subprocess.run(command, cwd=copy, env=quick, capture_output=True, text=True, check=False, timeout=900)
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))]
     return failed[0].split(" - ")[0].split("::")[-1] if failed else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,6 +138,14 @@ def test_a_cut_download_is_fetched_again_and_never_left_half(
     with pytest.raises(DownloadCut, match=r"of .* bytes|cut after"):
         provider.download(file_id, tmp_path / "b")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "requests.jsonl"]
+
+
+def test_a_create_call_whose_time_is_over_is_not_sent(
+    provider_server: ProviderProcess, provider: Provider, file_id: str
+) -> None:
+    with pytest.raises(ReplyLost, match="too late to be sent"):
+        provider.create(file_id, "/v1/chat/completions", {}, until=time.time() - 1)
+    assert "create" not in provider_server.books()["calls"]
 
 
 def test_an_id_that_is_an_address_is_fetched_without_the_key(
