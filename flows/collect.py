@@ -13,7 +13,6 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.names import name_sweep
 from flows.pipeline import Pipeline
-from overnight.answers.trouble import is_stuck
 from overnight.errors import JobBusy, OvernightError
 from overnight.ledger.database import Ledger, ledger_exists
 from overnight.ledger.run import recorded_run
@@ -92,8 +91,7 @@ def sweep(pipeline: Pipeline) -> None:
         failure = pipeline.submit(owner) or failure
     record = pipeline.run.ledger.job(pipeline.run.job.name)
     unjoined = record is not None and record.joined_at is None
-    stuck = is_stuck(pipeline.run, pipeline.run.ledger.shards(pipeline.run.job.name), time.time())
-    if pipeline.settled or (stuck and unjoined):
+    if pipeline.settled or (pipeline.stuck and unjoined):
         pipeline.finish(started)
     if failure:
         raise failure

@@ -86,7 +86,6 @@ class Pipeline:
         """
         self.run = run
         self._built = built
-        self._began = time.time()
         self._before: list[Any] = []
 
     def __enter__(self) -> Self:
@@ -108,7 +107,7 @@ class Pipeline:
     @property
     def stuck(self) -> bool:
         """Whether only batches in trouble are left, so that what there is can be joined meanwhile."""
-        return is_stuck(self.run, self.run.ledger.shards(self.run.job.name), time.time(), self._began)
+        return is_stuck(self.run.ledger.shards(self.run.job.name), time.time())
 
     @contextmanager
     def lease(self, patience: float = PATIENCE, *, checked: bool = True) -> Iterator[str]:

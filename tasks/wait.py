@@ -184,7 +184,7 @@ def wait(run: Run, patience: float, *, only_ends: bool = False) -> None:
         patience: seconds.
         only_ends: wait for batches to end, whatever could be submitted meanwhile.
     """
-    ledger, until, began = run.ledger, time.monotonic() + patience, time.time()
+    ledger, until = run.ledger, time.monotonic() + patience
     for pause in pauses(run.job.profile.poll_seconds):
         with provider_of(run) as provider:  # anew for each look: the embedded endpoint may have moved
             poll_all(run, provider)
@@ -192,7 +192,7 @@ def wait(run: Run, patience: float, *, only_ends: bool = False) -> None:
         done = all(shard.settled for shard in shards)
         admitted = admissible(shards, run.job, now, token_queues(run, shards))
         to_submit = bool(admitted.shards or admitted.stop) and not only_ends
-        stuck = is_stuck(run, shards, now, began)
+        stuck = is_stuck(shards, now)
         if done or ended_batches(shards, now) or to_submit or stuck or time.monotonic() >= until:
             return
         release = None if only_ends else next_release(shards, now)

@@ -259,7 +259,7 @@ class Provider:
                 return None
             behaviour = self.behaviours[batch_id]
             self.polled[batch_id] += 1
-            if behaviour.vanish is not None and self.polled[batch_id] > behaviour.vanish:
+            if self._vanished(batch_id):
                 return None
             if batch["status"] in ("validating", "in_progress"):
                 batch["status"] = "in_progress"
@@ -272,6 +272,10 @@ class Provider:
             elif batch["status"] == "cancelling" and behaviour.cancel == "cancelled":
                 self._end(batch, Behaviour(answer=behaviour.answer or 0, end="cancelled"))
             return self.shown(batch)
+
+    def _vanished(self, batch_id: str) -> bool:
+        vanish = self.behaviours[batch_id].vanish
+        return vanish is not None and self.polled[batch_id] > vanish
 
     def _end(self, batch: dict[str, Any], behaviour: Behaviour) -> None:
         if behaviour.errors or behaviour.error_text:
@@ -352,7 +356,8 @@ class Provider:
     def page(self, after: str | None, limit: int) -> Any:
         """Batches, newest first."""
         with self.lock:
-            listed = [self.shown(batch) for batch in reversed(self.batches.values())]
+            known = [batch for batch in self.batches.values() if not self._vanished(batch["id"])]
+            listed = [self.shown(batch) for batch in reversed(known)]
             if self.list_pages == "bare":
                 return listed
             if not self.list_pages:

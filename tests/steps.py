@@ -69,10 +69,9 @@ def age(run: Run, seconds: float) -> None:
 
 def finish(run: Run, steps: int = 50) -> Tally:
     """Advances until all requests have their verdict, and joins."""
-    began = time.time()
-    for step in range(steps):
+    for _ in range(steps):
         shards = run.ledger.shards(run.job.name)
-        stuck = step > 0 and is_stuck(run, shards, time.time(), began)
+        stuck = is_stuck(shards, time.time())
         if all(shard.settled for shard in shards) or stuck:
             with leased(run.ledger, run.job.name, PATIENCE):
                 return join(run)

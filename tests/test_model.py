@@ -216,7 +216,7 @@ class SubmitProtocol(RuleBasedStateMachine):
     def _is_over(self) -> bool:
         """Whether everything is settled, or waits for a batch whose end contradicts itself: it has no file at all."""
         shards = self.run.ledger.shards("model")
-        return all(shard.settled for shard in shards) or is_stuck(self.run, shards, time.time())
+        return all(shard.settled for shard in shards) or is_stuck(shards, time.time())
 
     def _check(self) -> None:
         tally = join(self.run)

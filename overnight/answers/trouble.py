@@ -15,8 +15,8 @@ from overnight.providers.replies import RemoteBatch
 
 _LONGEST_PAUSE = 120
 """In the profile's `poll_seconds`: at 30 s an hour, so that a month of looking is 700 calls."""
-_PATIENCE = 40
-"""The same: how long a run that waits for nothing else waits for batches in trouble, before it joins what there is."""
+_LOOKS = 6
+"""Looks at a batch in trouble before a run that waits for nothing else joins what there is: half an hour at 30 s."""
 NO_TROUBLE: dict[str, Any] = {
     "trouble": None, "trouble_since": None, "absent_since": None, "look_at": None, "misses": 0,
 }  # fmt: skip
@@ -58,18 +58,13 @@ def troubled(shards: Sequence[Shard]) -> list[tuple[Shard, Batch]]:
     ]
 
 
-def is_stuck(run: Run, shards: Sequence[Shard], now: float, since: float = 0.0) -> bool:
-    """Whether a job waits for nothing but batches in trouble, and has waited for long enough to join what there is.
+def is_stuck(shards: Sequence[Shard], now: float) -> bool:
+    """Whether a job waits for nothing but batches in trouble that were looked at often enough, and are not due now.
 
-    Args:
-        run: the job.
-        shards: all of its.
-        now: Unix seconds.
-        since: when whoever asks began to wait.
+    What there is can be joined then; what is left may come with a later look.
     """
     waiting = [shard for shard in shards if not shard.settled]
     bad = [batch for _, batch in troubled(shards)]
     if not waiting or len(bad) < len(waiting):
         return False
-    patience = _PATIENCE * run.job.profile.poll_seconds
-    return all(batch.state is State.LOST or now - max(since, batch.trouble_since or now) > patience for batch in bad)
+    return all((batch.misses >= _LOOKS or batch.state is State.LOST) and not is_due(batch, now) for batch in bad)
