@@ -188,7 +188,17 @@ def cancel(job: str, *, options: Common = Common()) -> int:
 
 
 @app.command
-def recover(job: str, *, options: Common = Common()) -> int:
+def recover(
+    job: str,
+    *,
+    unsent: Annotated[
+        bool, Parameter(negative=(), help="Request files of which no batch is listed were never sent: they may be.")
+    ] = False,
+    same_account: Annotated[
+        bool, Parameter(negative=(), help="The key is a new one of the account that open batches were sent with.")
+    ] = False,
+    options: Common = Common(),
+) -> int:
     """Take up a job whose ledger is gone, another one, or older than what was sent; or whose account has a new key.
 
     Lists the provider's batches and gives those of the job back to the ledger. Spends nothing; run or collect goes on.
@@ -201,7 +211,7 @@ def recover(job: str, *, options: Common = Common()) -> int:
         from flows.recover import recover_job  # noqa: PLC0415 - Prefect takes seconds to import
 
         announce_server(console)
-        found = recover_job(job, options.home)
+        found = recover_job(job, options.home, unsent, same_account)
         console.print(
             f"{found.batches:,} batches taken up, of {found.files:,} request files that the ledger did not know; "
             f"{found.unsent:,} files have no batch; {found.rebound:,} batches have a new key", soft_wrap=True,

@@ -13,10 +13,10 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.names import name_sweep
 from flows.pipeline import Pipeline
+from overnight.answers.trouble import watched_batches
 from overnight.errors import JobBusy, OvernightError
 from overnight.ledger.database import Ledger, ledger_exists
 from overnight.ledger.run import recorded_run
-from overnight.limits.queue import submitted_batches
 from overnight.providers.local import serves, stop_local_endpoint
 from overnight.reports.status import JobStatus, status_of
 from overnight.store.home import home_path
@@ -98,5 +98,5 @@ def sweep(pipeline: Pipeline) -> None:
 
 
 def submitted(pipeline: Pipeline) -> bool:
-    """Whether a job has batches to look at."""
-    return bool(submitted_batches(pipeline.run.ledger.shards(pipeline.run.job.name)))
+    """Whether a job has batches to look at: at the provider, lost, or ended and in trouble."""
+    return bool(watched_batches(pipeline.run.ledger.shards(pipeline.run.job.name)))

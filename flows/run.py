@@ -50,6 +50,8 @@ def go_on(pipeline: Pipeline) -> None:
             failure = failure or pipeline.submit(owner)
         label_run(pipeline.run)
         if failure and not pipeline.run.at_provider():
+            with pipeline.lease():
+                pipeline.collect()  # what an earlier run left
             raise failure
         pipeline.wait(PATIENCE, only_ends=failure is not None)
         with pipeline.lease():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -13,10 +14,10 @@ from prefect.cache_policies import NO_CACHE
 
 from overnight.answers.reconcile import restore_parts
 from overnight.answers.results import result_parts, settled_ids
-from overnight.errors import DatasetError, HomeError, JobError, NoBatchApi
+from overnight.errors import DatasetError, HomeError, JobError, LedgerError, NoBatchApi
 from overnight.job.job import Job
 from overnight.job.prompt import answer_of, definition_of, url_of
-from overnight.ledger.builder import Build, Builder
+from overnight.ledger.builder import Build, Builder, built_map
 from overnight.ledger.database import Ledger, ledger_exists
 from overnight.ledger.identity import check_folder
 from overnight.ledger.request_files import placed_file, request_file
@@ -172,6 +173,9 @@ def stage(run: Run) -> Build:
     for shard in run.ledger.shards(run.job.name):
         if not shard.settled:  # what the build before planned may stand in the staging folder still
             placed_file(run.folder, shard, run.job.profile)
+    if (record := run.ledger.job(run.job.name)) is not None:
+        with suppress(LedgerError):  # the same of the map of rows; one that is gone is made anew
+            built_map(run, record)
     staging = run.folder.staging
     shutil.rmtree(staging, ignore_errors=True)
     fresh = not run.folder.path.exists()

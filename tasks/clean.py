@@ -37,12 +37,14 @@ def clean(run: Run, provider: Provider) -> int:
     account = account_of(run.ledger, provider)
     batches = [batch for batch in cleanable(run.ledger.shards(run.job.name)) if is_of(batch, account)]
     uploads = _uploads(provider) if batches else []
+    everything = [batch for shard in run.ledger.shards(run.job.name) for batch in shard.batches]
+    needed = {file_id for batch in everything if batch.lacks_answers for file_id in batch.file_ids}
     for batch in batches:
         again = [file.id for file in uploads if file.name == upload_name(batch)]  # uploads whose reply was lost
         try:
             # Addresses (SiliconFlow) are not ours to delete.
             ours = {file_id for file_id in batch.file_ids if not is_address(file_id)}
-            for file_id in {*ours, *again}:
+            for file_id in {*ours, *again} - needed:
                 provider.delete(file_id)
         except (Transient, ProviderError) as error:
             logger.warning("files of batch %s stay at the provider: %s", batch.batch_id, error)

@@ -9,7 +9,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from overnight.answers.responses import ResponseFiles, response_path
-from overnight.errors import NotFound, OvernightError
+from overnight.answers.trouble import note_trouble
+from overnight.errors import NotFound, OvernightError, Terminal
 from overnight.ledger.records import Batch
 from overnight.ledger.run import Run
 from overnight.providers.provider import Provider
@@ -45,10 +46,10 @@ def fetch(provider: Provider, folder: Path, batch: Batch) -> ResponseFiles:
     name="fetch", task_run_name=span_name("fetch", "batches"), cache_policy=NO_CACHE, retries=3, retry_delay_seconds=2
 )
 def fetch_files(run: Run, batches: tuple[Batch, ...]) -> tuple[ResponseFiles, ...]:
-    """Downloads the files of ended batches; one that cannot be fetched now keeps no other from it.
+    """Downloads the files of ended batches; one that cannot be fetched now keeps no other from it, and is tried again.
 
     Raises:
-        OvernightError: none could be fetched.
+        Terminal: one is refused for good, and none could be fetched.
     """
     whole: list[ResponseFiles] = []
     failure: OvernightError | None = None
@@ -57,8 +58,8 @@ def fetch_files(run: Run, batches: tuple[Batch, ...]) -> tuple[ResponseFiles, ..
             try:
                 whole.append(fetch(provider, run.folder.responses, batch))
             except OvernightError as error:
-                logger.warning("batch %s cannot be fetched: %s", batch.batch_id, error)
-                failure = failure or error
+                note_trouble(run, batch, f"it cannot be fetched: {error.message}")
+                failure = failure or (error if isinstance(error, Terminal) else None)
     if failure and not whole:
         raise failure
     return tuple(whole)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from overnight.errors import DatasetError, LedgerError, Unreconciled
 from overnight.job.answer import Answer
 from overnight.job.job import Job
 from overnight.job.prompt import answer_of
+from overnight.ledger.builder import built_map
 from overnight.ledger.records import JobRecord, Shard
 from overnight.ledger.request_files import request_file
 from overnight.ledger.run import Run
@@ -29,23 +29,7 @@ from overnight.rows.lines import custom_ids
 from overnight.rows.requests import request_source
 from overnight.rows.samples import Reservoir, input_columns, samples_text
 from overnight.rows.tables import ROWS, joined_schema
-from overnight.store.parquet import open_parquet, read_batches, write_parquet
-
-
-def built_map(run: Run, record: JobRecord) -> Path:
-    """The map of rows that belongs to the last build; one that a killed process left staged is moved into place.
-
-    Raises:
-        LedgerError: it is gone, or another build's.
-    """
-    for path in (run.folder.rows, run.folder.staging / "rows.parquet"):
-        if path.exists():
-            with open_parquet(path) as opened:
-                about = opened.schema_arrow.metadata or {}
-            mine = about.get(b"build", b"").decode() == record.build if record.build else path == run.folder.rows
-            if mine and about.get(b"fingerprint", b"").decode() == record.fingerprint:
-                return path if path == run.folder.rows else path.replace(run.folder.rows)
-    raise LedgerError(f"the map of rows of {run.job.name!r} is gone, or of another build: run the job again")
+from overnight.store.parquet import read_batches, write_parquet
 
 
 class BuiltRows:
@@ -185,7 +169,10 @@ class Joiner:
         self, row_map: pa.RecordBatch, results: pa.Table, found: Found, first: Mask, awaited: Mask
     ) -> dict[str, pa.Array]:
         column = {name: results[name].combine_chunks() for name in results.schema.names}
-        verdict = column["verdict"]
+        # A request whose retry is in trouble is awaited, whatever its attempt before came to.
+        again = pc.is_in(column["verdict"], value_set=pa.array(["retryable", "expired", "missing"]))
+        later = pc.and_(pa.array(awaited), pc.fill_null(again, False))
+        verdict = pc.if_else(later, None, column["verdict"])
         answered = pc.if_else(pc.equal(verdict, "retryable"), "failed", verdict)
         status = pc.coalesce(answered, pc.if_else(pc.is_valid(row_map["error_code"]), "failed", "missing"))
         absent = pc.and_(pc.is_null(verdict), pc.is_null(row_map["error_code"]))
@@ -199,8 +186,10 @@ class Joiner:
             "status": status,
             **answers,
             "finish_reason": column["finish_reason"],
-            "error_code": pc.coalesce(column["error_code"], row_map["error_code"], code),
-            "error_message": pc.coalesce(column["error_message"], row_map["error_message"], why),
+            "error_code": pc.coalesce(pc.if_else(later, None, column["error_code"]), row_map["error_code"], code),
+            "error_message": pc.coalesce(
+                pc.if_else(later, None, column["error_message"]), row_map["error_message"], why
+            ),
             "model": column["model"],
             "input_tokens": column["input_tokens"],
             "output_tokens": column["output_tokens"],

@@ -74,7 +74,8 @@ def plan_retries(run: Run, shard: Shard, batch: Batch, parsed: Parsed) -> list[N
 
 def later_ids(run: Run, shard: Shard) -> set[str]:
     """The requests that stand in shards of later rounds: they were sent again before the job was taken up."""
-    later = [one for one in run.ledger.shards(shard.job) if one.round > shard.round]
+    shards = run.ledger.shards(shard.job)
+    later = [one for one in shards if one.round > shard.round and any(batch.batch_id for batch in one.batches)]
     return {one for other in later for one in custom_ids(request_file(run.folder, other, run.job.profile))}
 
 
@@ -90,7 +91,7 @@ def parse_answers(run: Run, fetched: tuple[ResponseFiles, ...]) -> None:
         try:
             parse_batch(run, files)
         except OvernightError as error:
-            logger.error("batch %s cannot be settled: %s", files.batch.batch_id, error)  # noqa: TRY400 - it says why
+            note_trouble(run, files.batch, f"it cannot be settled: {error.message}")
             failure = failure or error
     if failure:
         raise failure

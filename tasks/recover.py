@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from overnight.answers.results import part_name
+from overnight.errors import LedgerError, ProviderError, Transient
 from overnight.ledger.identity import reclaim_folder
-from overnight.ledger.records import Shard
+from overnight.ledger.records import Batch, NewShard, Shard
 from overnight.ledger.recovery import record_of, shard_of, unknown_files
 from overnight.ledger.run import Run
+from overnight.limits.prices import job_rates
 from overnight.providers.account import account_of
 from overnight.providers.adoption import token_of
 from overnight.providers.provider import Provider
-from overnight.providers.replies import RemoteBatch
+from overnight.providers.replies import RemoteBatch, RemoteFile
 from tasks.credentials import provider_of
 
+_UPLOAD = re.compile(r"overnight-([0-9a-f]{32})\.jsonl")
 logger = logging.getLogger("overnight.recover")
 
 
@@ -44,58 +49,138 @@ class Recovered:
     """Result files that were moved aside: they are made anew from what the provider sent."""
 
 
-def batches_by_shard(listed: Iterable[RemoteBatch], job: str) -> dict[str, list[RemoteBatch]]:
-    """The batches of a job by the key of their shard, those that may hold answers first, then the oldest first."""
-    found: dict[str, list[RemoteBatch]] = {}
-    for remote in sorted(listed, key=lambda one: (one.status == "failed", one.created_at or 0.0)):
-        about = remote.metadata or {}
-        if about.get("overnight_job") == job and "overnight_shard" in about:
-            found.setdefault(about["overnight_shard"], []).append(remote)
-    return found
+class Match(NamedTuple):
+    """Whose batch is whose, as far as there is evidence."""
+
+    known: list[tuple[Batch, RemoteBatch]]
+    """Attempts of the ledger that the provider lists."""
+    found: dict[str, tuple[str, RemoteBatch]]
+    """By file name of a shard: the token and the batch that is its attempt."""
+    without_file: int
 
 
-def recover(run: Run, provider: Provider) -> Recovered:
+class Candidate(NamedTuple):
+    """A shard that may have a batch which no attempt of the ledger is."""
+
+    file_name: str
+    key: str
+    bytes: int
+
+
+def match(
+    job: str, listed: Iterable[RemoteBatch], files: Iterable[RemoteFile], known: Iterable[Batch],
+    candidates: Sequence[Candidate],
+) -> Match:  # fmt: skip
+    """Gives batches of a job to attempts and shards: by token first, then by the shard's key, one each, oldest first.
+
+    Where a provider keeps no metadata, a batch is known by its input file, whose name holds the token, and by its size.
+
+    Args:
+        job: its name.
+        listed: a complete listing of the account's batches, newest first.
+        files: of the account; empty where they cannot be listed.
+        known: the ledger's attempts of the job.
+        candidates: shards without a batch, in the order in which they were written.
+    """
+    uploads = {file.id: file for file in files}
+    by_token = {batch.token: batch for batch in known if batch.batch_id is not None}
+    matched, found, lacking = list[tuple[Batch, RemoteBatch]](), dict[str, tuple[str, RemoteBatch]](), 0
+    # Those that failed answered nothing, and an attempt after them has the same requests: they come last.
+    for remote in sorted([*listed][::-1], key=lambda one: (one.status == "failed", one.created_at or 0.0)):
+        about, upload = remote.metadata or {}, uploads.get(remote.input_file_id or "")
+        named = _UPLOAD.fullmatch(upload.name or "") if upload else None
+        token = token_of(remote) or (named[1] if named else None)
+        if token is None or about.get("overnight_job", job) != job:
+            continue
+        if token in by_token:
+            matched.append((by_token[token], remote))
+            continue
+        same = [one for one in candidates if _is_shard_of(one, about.get("overnight_shard"), upload)]
+        open_ones = [one for one in same if one.file_name not in found]
+        if open_ones and remote.status != "failed":
+            found[open_ones[0].file_name] = (token, remote)
+        lacking += not same
+    return Match(matched, found, lacking)
+
+
+def _is_shard_of(candidate: Candidate, key: str | None, upload: RemoteFile | None) -> bool:
+    """Whether a batch may be of a shard: by the key in its metadata, else by the size of its input file."""
+    if key is not None:
+        return candidate.key == key
+    return upload is not None and candidate.bytes == upload.bytes
+
+
+def recover(run: Run, provider: Provider, *, unsent: bool = False, same_account: bool = False) -> Recovered:
     """Takes a job up: its unknown request files become shards, and the provider's batches of them its attempts.
 
+    Args:
+        run: the job.
+        provider: its account.
+        unsent: a person's word that files without a listed batch were never sent, or may be paid for again.
+        same_account: a person's word that the key is a new one of the account that the open attempts were sent with.
+
     Raises:
-        ProviderUnavailable: the listing is not complete, and nothing may be concluded from it.
+        LedgerError: files have no batch that the provider lists, and nobody said that they were never sent.
+        ProviderError, ProviderUnavailable: the listing is not complete, and nothing may be concluded from it.
     """
     ledger, folder, job, now = run.ledger, run.folder, run.job.name, time.time()
-    listed = batches_by_shard(provider.batches(), job)  # before anything is written: it is whole, or raises
-    files = list(unknown_files(folder.requests, ledger.shards(job)))
-    record = None if ledger.job(job) else record_of(run, now)
-    new = [shard_of(path, run.job.profile) for path in files]
-    sent = {shard.key for shard in new if any(one.status != "failed" for one in listed.get(shard.key, ()))}
-    ledger.take_over(job, record, new, unsent=[shard.key for shard in new if shard.key not in sent])
-    account, batches, rebound = account_of(ledger, provider), 0, 0
+    listed, uploads = list(provider.batches()), _uploads(provider)  # before anything is written
     shards = ledger.shards(job)
-    for shard in shards:
-        taken, again = _take_up(run, shard, listed.pop(shard.key, []), account)
-        batches, rebound = batches + taken, rebound + again
+    files = list(unknown_files(folder.requests, shards))
+    new = [shard_of(path, run.job.profile) for path in files]
+    begun = [shard for shard in shards if all(batch.batch_id is None for batch in shard.batches)]
+    candidates = [Candidate(one.file_name, one.key, one.bytes) for one in sorted([*begun, *new], key=_by_name)]
+    attempts = [batch for shard in shards for batch in shard.batches]
+    got = match(job, listed, uploads, attempts, candidates)
+    if (silent := [one.file_name for one in new if one.file_name not in got.found]) and not unsent:
+        raise LedgerError(
+            f"{folder.requests} has {', '.join(silent[:5])}{' …' if len(silent) > 5 else ''}, which the ledger does "
+            f"not know, and {provider.address} lists no batch of them. Were they sent with another key, or so long ago "
+            "that they are listed no more? If they never were, overnight recover --unsent lets their requests be sent"
+        )
+    account = account_of(ledger, provider)
+    ledger.take_over(job, None if ledger.job(job) else record_of(run, now), new, unsent=silent)
+    rates = {model: job_rates(run.job, model) for model in {shard.model for shard in ledger.shards(job)}}
+    for shard in ledger.shards(job):
+        if (one := got.found.get(shard.file_name)) is not None:
+            token, remote = one
+            made_at = remote.created_at or now
+            found = rates[shard.model]
+            about = {"account": account, "rates": found.as_record() if found else None,
+                     "deadline_at": made_at + run.job.limits.deadline_hours * 3600}  # fmt: skip
+            ledger.adopt(shard, token, remote.id, remote.input_file_id, made_at, about)
+            logger.info("shard %s: batch %s is taken up", shard.file_name, remote.id)
+    rebound = _rebind(run, [batch for batch, _ in got.known], account, same_account=same_account)
     moved = _move_results(run, ledger.shards(job), now)
     reclaim_folder(run)
-    lacking = sum(len(left) for left in listed.values())
-    return Recovered(job, len(files), batches, len(new) - len(sent), rebound, lacking, moved)
+    return Recovered(job, len(files), len(got.found), len(silent), rebound, got.without_file, moved)
 
 
-def _take_up(run: Run, shard: Shard, remotes: list[RemoteBatch], account: str) -> tuple[int, int]:
-    """Gives a shard the batch that was made of it; returns whether there was one, and how many accounts were mended."""
-    known = {batch.token: batch for batch in shard.batches}
-    taken = rebound = 0
-    for remote in remotes:
-        token = token_of(remote) or remote.id
-        batch = known.get(token)
-        if batch is not None and batch.batch_id is not None:
-            if batch.account not in (None, account):
-                run.ledger.note(batch, account=account)
-                rebound += 1
-            continue
-        if remote.status == "failed" or taken:
-            continue
-        run.ledger.adopt(shard, token, remote.id, remote.input_file_id, remote.created_at or time.time(), account)
-        logger.info("shard %s: batch %s is taken up", shard.file_name, remote.id)
-        taken = 1
-    return taken, rebound
+def _by_name(shard: NewShard) -> str:
+    return shard.file_name
+
+
+def _rebind(run: Run, listed: list[Batch], account: str, *, same_account: bool) -> int:
+    """Gives attempts that this account lists, or that a person says are its, the account's fingerprint as it is now."""
+    seen = {batch.id for batch in listed}
+    mine = [
+        batch
+        for shard in run.ledger.shards(run.job.name)
+        for batch in shard.batches
+        if batch.account not in (None, account) and (batch.id in seen or (same_account and batch is shard.open_batch))
+    ]
+    for batch in mine:
+        run.ledger.note(batch, account=account)
+    return len(mine)
+
+
+def _uploads(provider: Provider) -> list[RemoteFile]:
+    """The account's files; none where they cannot be listed, which only takes evidence away."""
+    try:
+        return list(provider.files())
+    except (Transient, ProviderError) as error:
+        logger.warning("files cannot be listed: %s", error)
+        return []
 
 
 def _move_results(run: Run, shards: Iterable[Shard], now: float) -> int:
@@ -111,7 +196,7 @@ def _move_results(run: Run, shards: Iterable[Shard], now: float) -> int:
 
 
 @task(name="recover", task_run_name="recover", cache_policy=NO_CACHE)
-def recover_batches(run: Run) -> Recovered:
+def recover_batches(run: Run, *, unsent: bool, same_account: bool) -> Recovered:
     """Takes up what the provider has of a job."""
     with provider_of(run, any_account=True) as provider:
-        return recover(run, provider)
+        return recover(run, provider, unsent=unsent, same_account=same_account)

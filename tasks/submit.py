@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from itertools import groupby
 
 from prefect import task
@@ -21,7 +22,7 @@ from overnight.errors import (
     SubmissionUnknown,
     Transient,
 )
-from overnight.ledger.identity import keep_count
+from overnight.ledger.identity import claim_folder, keep_count
 from overnight.ledger.lease import check_lease
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.request_files import cut_shard, whole_file
@@ -53,7 +54,8 @@ def usable_file(shard: Shard, account: str) -> str | None:
     refused = [batch for batch in shard.batches if batch.state is State.REFUSED and is_of(batch, account)]
     if not refused or (file_id := refused[-1].file_id) is None:
         return None
-    return file_id if sum(batch.file_id == file_id for batch in refused) < _FILE_TRIES else None
+    unfound = sum(batch.file_id == file_id and batch.refused_for == "file" for batch in refused)
+    return file_id if unfound < _FILE_TRIES else None
 
 
 def admit(run: Run, now: float) -> list[Shard]:
@@ -108,6 +110,10 @@ class Submission:
         resumed = shard.open_batch is not None
         account = account_of(ledger, self._provider)
         file_id = usable_file(shard, account)
+        begun = shard.open_batch
+        if begun is not None and not shard.sent and not is_of(begun, account):  # nothing is paid for an upload
+            ledger.refuse(begun, time.time(), time.time(), "it was uploaded to another account")
+            shard, resumed = replace(shard, batches=()), False
         batch = shard.open_batch or ledger.start_attempt(shard.id, time.time(), file_id=file_id, account=account)
         # A process died between the intent and the reply: whether the call was sent, nobody knows.
         if batch.state is State.CREATING:
@@ -143,6 +149,7 @@ class Submission:
         # The intent, with the file's id, is on disk before the paid call: whatever happens from here on, the next
         # process looks for the batch before it makes one.
         check_lease(self._owner)
+        claim_folder(self._run)
         rates = job_rates(self._run.job, shard.model)
         batch = ledger.begin_create(
             batch, self._owner, time.time(), account=account_of(self._run.ledger, self._provider),
@@ -160,7 +167,8 @@ class Submission:
             turn_away(self._run, batch, error.message)
             raise
         except (ProviderError, Transient) as error:
-            ledger.refuse(batch, time.time(), time.time() + self._run.job.profile.poll_seconds, error.message)
+            kind = "file" if isinstance(error, FileNotThere) else "other"
+            ledger.refuse(batch, time.time(), time.time() + self._run.job.profile.poll_seconds, error.message, kind)
             if isinstance(error, FileNotThere) and self._file_refusals(shard) >= 2 * _FILE_TRIES:
                 raise ProviderError(f"two uploads of {shard.file_name} were not found: {error.message}") from None
             raise
@@ -171,7 +179,7 @@ class Submission:
             raise
 
     def _file_refusals(self, shard: Shard) -> int:
-        return sum(one.state is State.REFUSED for one in self._run.ledger.shard(shard.id).batches)
+        return sum(one.refused_for == "file" for one in self._run.ledger.shard(shard.id).batches)
 
     def _resolve(self, batch: Batch, shard: Shard) -> Batch:
         """After a lost reply: adopts the batch that it made, and creates again where there is none after a while."""

@@ -10,9 +10,9 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.answers.judge import LOST, Judgement, Step
+from overnight.answers.judge import LOST, Judgement, Listing, Step
 from overnight.answers.refusals import close_refused
-from overnight.answers.trouble import NO_TROUBLE, is_due, is_stuck, judge_batch, note_trouble
+from overnight.answers.trouble import NO_TROUBLE, is_due, is_stuck, judge_batch, note_trouble, watched_batches
 from overnight.errors import NotFound, ProviderError, Transient
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.run import Run
@@ -61,8 +61,8 @@ def poll(run: Run, provider: Provider, shard: Shard, batch: Batch) -> None:
         remote = None
     judged = judge_batch(run, shard, batch, remote)
     if judged.step is Step.LIST:
-        batch, remote = look_in_listing(run, provider, batch)
-        judged = judge_batch(run, shard, batch, remote)
+        batch, remote, listing = look_in_listing(run, provider, batch)
+        judged = judge_batch(run, shard, batch, remote, listing=listing)
     if remote is not None and batch.creates > 1:
         look_for_extras(run, provider, batch)
     if remote is not None and batch.state is State.LOST:
@@ -71,23 +71,23 @@ def poll(run: Run, provider: Provider, shard: Shard, batch: Batch) -> None:
     act(run, provider, batch, remote, judged)
 
 
-def look_in_listing(run: Run, provider: Provider, batch: Batch) -> tuple[Batch, RemoteBatch | None]:
+def look_in_listing(run: Run, provider: Provider, batch: Batch) -> tuple[Batch, RemoteBatch | None, Listing]:
     """Looks for a batch that the provider does not know in a complete listing of its account.
 
     Returns:
-        The batch, with the time since which listings lack it, and what the listing says of it, if anything.
+        The batch, with the time since which listings lack it; what the listing says of it; and whether it was whole.
     """
     try:
         listed = list(provider.batches(since=(batch.creating_at or batch.started_at) - 3600))
     except (Transient, ProviderError) as error:
         logger.warning("batch %s is not known, and batches cannot be listed: %s", batch.batch_id, error)
-        return batch, None
+        return batch, None, "failed"
     mine = [one for one in listed if one.id == batch.batch_id and not is_another(one, batch)]
     if (found := next(iter(mine), None)) is not None:
-        return batch, found
+        return batch, found, "not asked"
     absent_since = batch.absent_since or time.time()
     run.ledger.note(batch, absent_since=absent_since)
-    return replace(batch, absent_since=absent_since), None
+    return replace(batch, absent_since=absent_since), None, "lacks it"
 
 
 def poll_ended(run: Run, provider: Provider, batch: Batch) -> None:
@@ -164,16 +164,15 @@ def cancel_late(run: Run, provider: Provider, batch: Batch) -> None:
 
 
 def poll_all(run: Run, provider: Provider) -> None:
-    """Looks at every open batch that is due, once."""
+    """Looks at every batch that is due, once."""
     now = time.time()
-    for shard in run.ledger.shards(run.job.name):
-        batch = shard.open_batch
-        if shard.settled or batch is None or not is_due(batch, now):
+    for shard, batch in watched_batches(run.ledger.shards(run.job.name)):
+        if not is_due(batch, now):
             continue
-        if batch.state in (State.SUBMITTED, State.LOST):
-            poll(run, provider, shard, batch)
-        elif batch.state is State.ENDED and batch.trouble_since is not None:
+        if batch.state is State.ENDED:
             poll_ended(run, provider, batch)
+        else:
+            poll(run, provider, shard, batch)
 
 
 def wait(run: Run, patience: float, *, only_ends: bool = False) -> None:

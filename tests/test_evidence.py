@@ -16,6 +16,7 @@ import pytest
 
 from overnight.answers.trouble import troubled
 from overnight.errors import DatasetError, LedgerError, LedgerUnavailable, OtherAccount, ProviderError
+from overnight.ledger.builder import built_map
 from overnight.ledger.database import Ledger, _cached
 from overnight.ledger.lease import check_lease, leased
 from overnight.ledger.run import Run, open_run
@@ -23,7 +24,7 @@ from overnight.ledger.states import State
 from overnight.providers.provider import Provider
 from tasks.build import stage
 from tasks.clean import clean
-from tasks.join import BuiltRows, RowMap, built_map, join
+from tasks.join import BuiltRows, RowMap, join
 from tasks.recover import recover
 from tasks.submit import admit, submit
 from tests.conftest import MakeJob, ProviderProcess
@@ -481,3 +482,184 @@ def test_a_build_moves_what_a_killed_one_planned_and_never_overwrites_what_was_s
     with pytest.raises(LedgerError, match=r"has 0009-0000\.jsonl, which the ledger does not know"):
         stage(run)
     assert join(run).statuses == {"succeeded": 1}
+
+
+def gone(run: Run) -> None:
+    run.ledger.close()
+    for path in run.home.glob("ledger.db*"):
+        path.unlink()
+    _cached.cache_clear()
+    Ledger.of(run.home, anew=True)
+
+
+def recovered(run: Run, **words: bool) -> Any:
+    with Provider(run.job.profile) as provider:
+        return recover(run, provider, **words)
+
+
+def test_4_what_an_older_ledger_knew_as_sent_is_not_retried_again_after_it_is_recovered(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path
+) -> None:
+    provider_server.order(default={"polls": 2})
+    run = build(make_job(["a", "[500 once] b", "c"]), tmp_path / "home")
+    advance(run, patience=0)
+    keep_ledger(run, tmp_path)
+    assert finish(run).statuses == {"succeeded": 3}
+    billed = provider_server.books()["billed"]
+    older_ledger(run, tmp_path)
+    recovered(run)
+    assert finish(run).statuses == {"succeeded": 3}
+    assert provider_server.books()["billed"] == billed
+
+
+@pytest.mark.parametrize("ledger", ["gone", "healthy"])
+def test_4_shards_of_the_same_bytes_get_a_batch_each(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path, ledger: str
+) -> None:
+    run, _ = run_job(make_job(["[500 once] b"]), tmp_path / "home")
+    if ledger == "gone":
+        gone(run)
+    assert recovered(run).batches == (2 if ledger == "gone" else 0)
+    assert finish(build(run.job, run.home)).statuses == {"succeeded": 1}
+    assert set(provider_server.books()["billed"].values()) == {2}
+
+
+@pytest.mark.parametrize("listing", ["without metadata", "empty"])
+def test_4_recover_concludes_nothing_from_a_listing_that_shows_nothing(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path, listing: str
+) -> None:
+    provider_server.order(echo_metadata=listing == "empty")
+    run, _ = run_job(make_job(["a", "b"]), tmp_path / "home")
+    gone(run)
+    if listing == "empty":
+        provider_server.order(faults=[{"call": "list", "body": {"data": []}}])
+        with pytest.raises(LedgerError, match=r"lists no batch of them.*--unsent"):
+            recovered(run)
+        with pytest.raises(LedgerError, match="overnight recover texts"):
+            build(run.job, run.home)
+    assert recovered(run).batches == 1
+    assert finish(build(run.job, run.home)).statuses == {"succeeded": 2}
+    assert set(provider_server.books()["billed"].values()) == {1}
+
+
+@pytest.mark.parametrize("reply", ["lost", "none"])
+def test_5_a_new_key_after_an_upload_or_a_lost_reply_leaves_a_way_on(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reply: str
+) -> None:
+    monkeypatch.setenv(KEY, "an old key")
+    faults = [{"call": "create", "status": 500}, {"call": "list", "body": {"data": []}}] if reply == "lost" else []
+    provider_server.order(faults=faults, processing=0 if faults else 2)
+    run = build(make_job(["a"], provider=keyed(provider_server)), tmp_path / "home")
+    advance(run, patience=0)
+    monkeypatch.setenv(KEY, "a new key")
+    if reply == "lost":
+        with pytest.raises(OtherAccount, match="--same-account"):
+            advance(run)
+        assert recovered(run).rebound == 0
+        assert recovered(run, same_account=True).rebound == 1
+    age(run, 5)
+    assert finish(run).statuses == {"succeeded": 1}
+    assert set(provider_server.books()["billed"].values()) == {1}
+
+
+def test_6_refusals_of_a_full_queue_are_none_of_the_file(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path
+) -> None:
+    full = {"call": "create", "status": 429, "body": {"error": {"message": "too many batches in progress"}}, "times": 9}
+    unfound = {
+        "call": "create",
+        "status": 404,
+        "body": {"error": {"message": "Invalid file id", "code": "invalid_file"}},
+    }
+    provider_server.order(faults=[full, unfound])
+    _, table = run_job(make_job(["a"], limits={"poll_seconds": 0.002}), tmp_path / "home")
+    assert counts(table) == {"succeeded": 1}
+
+
+def test_2_a_batch_is_lost_only_by_a_listing_of_the_same_look(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path
+) -> None:
+    unknown = {"call": "retrieve", "status": 404, "times": 9999}
+    provider_server.order(batches=[{"polls": 4}], faults=[unknown])
+    run = build(make_job(["a"], limits={"resubmit_lost": True, "poll_seconds": 0.02}), tmp_path / "home")
+    provider_server.order(faults=[{"call": "list", "body": {"data": []}, "times": 1}])
+    advance(run, patience=0)
+    age(run, 800)
+    for _ in range(3):
+        advance(run, patience=0)
+        age(run, 800)
+    assert run.ledger.shards("texts")[0].batches[0].state is State.SUBMITTED
+    assert provider_server.books()["calls"]["create"] == 1
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("trouble", ["lost", "no file named"])
+def test_the_sweep_looks_at_lost_batches_and_at_ended_ones_that_could_not_be_collected(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path, trouble: str
+) -> None:
+    from flows.collect import collect_batches  # noqa: PLC0415 - Prefect's import takes seconds
+
+    gone_now = [
+        {"call": "retrieve", "status": 404, "times": 9999},
+        {"call": "list", "body": {"data": []}, "times": 9999},
+    ]
+    provider_server.order(**({"faults": gone_now} if trouble == "lost" else {"batches": [{"late_files": 3}]}))
+    run = build(make_job(["a"], name="swept-later"), tmp_path / "home")
+    advance(run, patience=0)
+    for _ in range(2):
+        age(run, 700)
+        collect_batches(home=str(run.home))
+    assert not run.ledger.shards("swept-later")[0].settled
+    provider_server.order(forgive=True)
+    for _ in range(3):
+        age(run, 700)
+        collect_batches(home=str(run.home))
+    assert joined(run)["status"].to_list() == ["succeeded"]
+    assert provider_server.books()["calls"]["create"] == 1
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("fault", ["the download is forbidden", "the request file is damaged"])
+def test_a_run_ends_and_says_why_where_an_ended_batch_cannot_be_collected(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path, fault: str
+) -> None:
+    from flows.run import run_batch  # noqa: PLC0415 - Prefect's import takes seconds
+
+    wanted = make_job(["a"], name="uncollected")
+    run = build(wanted, tmp_path / "home")
+    if fault == "the download is forbidden":
+        provider_server.order(
+            faults=[{"call": "content", "status": 403, "body": {"error": {"message": "no"}}, "times": 9999}]
+        )
+        said = "HTTP 403"
+    else:
+        provider_server.order(default={"polls": 3})
+        advance(run, patience=0)
+        path = next(run.folder.requests.iterdir())
+        path.write_bytes(path.read_bytes().replace(b'"a"', b'"b"'))
+        said = "not as it was planned"
+    with pytest.raises(Exception, match=said):
+        run_batch(wanted, home=str(run.home))
+
+
+def test_a_lost_first_batch_keeps_no_run_waiting_behind_it(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path
+) -> None:
+    provider_server.order(faults=[{"call": "content", "status": 404, "times": 9999}])
+    limits = {"canary_rows": 1, "poll_seconds": 0.02}
+    _, table = run_job(make_job(["a", "b", "c"], limits=limits), tmp_path / "home")
+    assert table["error_code"].to_list() == ["awaited", "not_sent", "not_sent"]
+
+
+def test_a_build_after_recover_takes_nothing_from_the_batches_that_were_taken_up(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path
+) -> None:
+    provider_server.order(default={"polls": 2})
+    run = build(make_job(["a", "[500 once] b"]), tmp_path / "home")
+    advance(run, patience=0)
+    gone(run)
+    recovered(run)
+    for texts in (["a", "[500 once] b", "c"], ["a", "[500 once] b", "d"]):
+        again = build(make_job(texts), tmp_path / "home")
+    assert finish(again).statuses == {"succeeded": 3}
+    assert sorted(provider_server.books()["billed"].values()) == [1, 1, 2]

@@ -11,6 +11,7 @@ from overnight.providers.replies import RemoteBatch, RemoteError
 
 DAY = 86_400.0
 KEPT = History(1000.0, deadline_at=5000.0, kept_until=30 * DAY)
+LACKS = KEPT._replace(listing="lacks it")
 LATE = KEPT._replace(now=6000.0)
 OLD = KEPT._replace(now=31 * DAY)
 QUEUE = RemoteError("token_limit_exceeded", "Enqueued token limit reached", None)
@@ -35,12 +36,14 @@ def found(lines: int, **gone: bool) -> FilesFound:
         pytest.param(remote("in_progress"), None, KEPT, Step.WAIT, id="it goes on"),
         pytest.param(remote("a new word"), None, KEPT, Step.WAIT, id="a status that nobody knows is no end"),
         pytest.param(None, None, KEPT, Step.LIST, id="a 404: the listing is asked"),
-        pytest.param(None, None, KEPT._replace(absent_for=0.0), Step.LIST, id="one listing lacks it"),
-        pytest.param(None, None, KEPT._replace(absent_for=599.0), Step.LIST, id="two listings lack it, too close together"),
-        pytest.param(None, None, KEPT._replace(absent_for=600.0), Step.MISS, id="two listings lack it, ten minutes apart"),
-        pytest.param(None, None, KEPT._replace(lost=True), Step.LOOK_AGAIN, id="lost, and looked for"),
-        pytest.param(None, None, KEPT._replace(lost=True, given_up=True), Step.GIVE_UP, id="lost, and a person gives it up"),
-        pytest.param(None, None, OLD._replace(lost=True), Step.GIVE_UP, id="lost, and its outputs would be deleted by now"),
+        pytest.param(None, None, LACKS._replace(absent_for=0.0), Step.LOOK_AGAIN, id="one listing lacks it"),
+        pytest.param(None, None, KEPT._replace(listing="failed", absent_for=DAY), Step.LOOK_AGAIN, id="it cannot be listed now"),
+        pytest.param(None, None, KEPT._replace(absent_for=DAY), Step.LIST, id="lacking a day ago is not lacking now"),
+        pytest.param(None, None, LACKS._replace(absent_for=599.0), Step.LOOK_AGAIN, id="two listings lack it, too close together"),
+        pytest.param(None, None, LACKS._replace(absent_for=600.0), Step.MISS, id="two listings lack it, ten minutes apart"),
+        pytest.param(None, None, LACKS._replace(lost=True, absent_for=DAY), Step.LOOK_AGAIN, id="lost, and looked for"),
+        pytest.param(None, None, LACKS._replace(lost=True, given_up=True), Step.GIVE_UP, id="lost, and a person gives it up"),
+        pytest.param(None, None, OLD._replace(lost=True, listing="failed"), Step.GIVE_UP, id="lost, and its outputs would be deleted by now"),
         pytest.param(remote("in_progress"), None, LATE, Step.CANCEL, id="late"),
         pytest.param(remote("cancelling"), None, LATE, Step.WAIT, id="late, and it is being cancelled"),
         pytest.param(remote("in_progress"), None, LATE._replace(cancelled_by_us=True), Step.CANCEL, id="cancelled again"),

@@ -68,10 +68,18 @@ def test_answers_that_were_lost_count_as_if_they_were_paid() -> None:
     assert spending(job(), [lost]) == pytest.approx((50 + COUNTED / 2, 0.0, COUNTED / 2))
 
 
-@pytest.mark.parametrize(("budget", "going"), [(20_000, [1, 2]), (MOST * 2, [1, 2]), (MOST * 1.5, [1]), (MOST / 2, [])])
-def test_a_batch_that_could_go_above_the_budget_does_not_go(budget: float, going: list[int]) -> None:
+@pytest.mark.parametrize(("budget", "going"), [(20_000, [1]), (MOST, [1]), (MOST - 1, [])])
+def test_one_batch_goes_first_and_only_where_it_cannot_go_above_the_budget(budget: float, going: list[int]) -> None:
     shards = [shard(1), shard(2)]
     chosen = affordable(job(budget_usd=budget), shards, shards)
+    assert [one.id for one in chosen.shards] == going
+    assert chosen.refusal is not None
+
+
+@pytest.mark.parametrize(("left", "going"), [(COUNTED * 2, [2, 3]), (COUNTED * 2 - 1, [2]), (COUNTED - 1, [])])
+def test_a_batch_that_could_go_above_the_budget_does_not_go(left: float, going: list[int]) -> None:
+    shards = [shard(1, State.COLLECTED, settled=True), shard(2), shard(3)]
+    chosen = affordable(job(budget_usd=50 + left), shards, shards[1:])
     assert [one.id for one in chosen.shards] == going
     assert (chosen.refusal is None) == (len(going) == 2)
 
@@ -80,7 +88,7 @@ def test_a_budget_waits_for_open_batches_and_stops_the_job_when_nothing_could_ch
     limited = job(budget_usd=MOST * 1.2)
     waiting = admissible([shard(1, State.SUBMITTED), shard(2)], limited, 0.0, run_budgets())
     assert (waiting.shards, waiting.stop) == ([], None)
-    assert "limits.budget_usd is $6,384.00" in waiting.held[2]
+    assert "the first batch tells what the others cost" in waiting.held[2]
     settled = [shard(1, State.COLLECTED, settled=True), shard(2)]
     assert admissible(settled, limited, 0.0, run_budgets()).shards == settled[1:]
     ended = admissible(settled, job(budget_usd=50 + COUNTED - 1), 0.0, run_budgets())
@@ -211,6 +219,21 @@ def test_everything_that_is_sent_counts_under_a_budget(
     _, table = run_job(wanted, tmp_path / "home")
     assert counts(table) == {"missing": 2}
     assert provider_server.books()["billed"] == {}
+
+
+def test_no_second_batch_goes_before_the_tokens_of_the_first_were_counted(
+    make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path
+) -> None:
+    """Thousands of hidden tokens a request, more than any guess: the first batch is over the budget, and the last."""
+    provider_server.order(template_tokens=6000)
+    texts: list[str | None] = [f"t{n}" for n in range(300)]
+    provider = priced(provider_server) | {"prices": {"input": 1, "output": 1}}
+    limits = {"budget_usd": 0.5, "max_requests": 20, "poll_seconds": 0.01}
+    run, _ = run_job(
+        make_job(texts, provider=provider, parameters={"max_tokens": 10}, limits=limits), tmp_path / "home"
+    )
+    assert spending(run.job, run.ledger.shards("texts")).spent <= 0.5
+    assert sum(provider_server.books()["billed"].values()) > 20
 
 
 @pytest.mark.parametrize("hidden", [0, 60, 400])

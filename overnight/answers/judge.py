@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from overnight.answers.verdicts import Reply, Verdict, failure_verdict
 from overnight.ledger.records import Batch, Shard
@@ -80,6 +80,9 @@ class Counts(NamedTuple):
     """Requests of the shard."""
 
 
+Listing = Literal["not asked", "failed", "lacks it"]
+
+
 class History(NamedTuple):
     """What the ledger knows of an attempt. Times are Unix seconds."""
 
@@ -87,8 +90,10 @@ class History(NamedTuple):
     deadline_at: float | None = None
     kept_until: float | None = None
     """When the provider deletes outputs; None: it is not known yet."""
+    listing: Listing = "not asked"
+    """What a complete listing of the account said in this look."""
     absent_for: float | None = None
-    """Seconds between the first and the latest complete listing that lacked it; None where no listing was made."""
+    """Seconds since the first complete listing that lacked it, as all have since; None where none did."""
     cancelled_by_us: bool = False
     lost: bool = False
     """Whether it counts as lost already."""
@@ -97,10 +102,13 @@ class History(NamedTuple):
     trouble_for: float = 0.0
     """Seconds since it could not be collected first."""
     refusals: int = 0
-    """Attempts of the same shard that were turned away as a whole."""
+    """Attempts of the same shard that were turned away since their file was not there."""
 
 
-def history_of(shard: Shard, batch: Batch, now: float, *, keep_days: float, resubmit_lost: bool = False) -> History:
+def history_of(
+    shard: Shard, batch: Batch, now: float, *, keep_days: float, resubmit_lost: bool = False,
+    listing: Listing = "not asked",
+) -> History:  # fmt: skip
     """An attempt's history out of the ledger's rows.
 
     Args:
@@ -109,20 +117,30 @@ def history_of(shard: Shard, batch: Batch, now: float, *, keep_days: float, resu
         now: Unix seconds.
         keep_days: how long the provider keeps outputs.
         resubmit_lost: whether the job allows that what is lost is sent again: a person's word, as soon as it is lost.
+        listing: what a listing said in this look.
     """
     lost = batch.state is State.LOST
     trouble_for = now - batch.trouble_since if batch.trouble_since is not None else 0.0
+    # A lost batch has to be lacking in a listing of this very look, before anything is sent again.
+    allowed = (lost and listing == "lacks it") or (batch.state is not State.SUBMITTED and trouble_for > ABSENCE_SECONDS
+                                                   and not lost) or _never_ends(batch, now)  # fmt: skip
     return History(
         now=now,
         deadline_at=batch.deadline_at,
         kept_until=(batch.ended_at or batch.submitted_at or now) + keep_days * 86_400,
+        listing=listing,
         absent_for=now - batch.absent_since if batch.absent_since is not None else None,
         cancelled_by_us=batch.cancelled_by_us,
         lost=lost,
-        given_up=batch.given_up or (resubmit_lost and (lost or trouble_for > ABSENCE_SECONDS)),
+        given_up=batch.given_up or (resubmit_lost and allowed),
         trouble_for=trouble_for,
-        refusals=sum(other.state is State.REFUSED for other in shard.batches),
+        refusals=sum(other.refused_for == "file" for other in shard.batches),
     )
+
+
+def _never_ends(batch: Batch, now: float) -> bool:
+    """Whether a batch was cancelled by us, and has not ended for an hour."""
+    return batch.cancelled_by_us and now > (batch.deadline_at or now) + _CANCEL_SECONDS
 
 
 def judge_end(remote: RemoteBatch | None, files: FilesFound | None, counts: Counts, history: History) -> Judgement:
@@ -155,15 +173,17 @@ def judge_end(remote: RemoteBatch | None, files: FilesFound | None, counts: Coun
 def _judge_absent(remote: RemoteBatch | None, history: History) -> Judgement:
     """A batch, or its output file, that the provider answers with 404."""
     why = "the provider does not know it" if remote is None else "its output file is not there"
+    if remote is None and history.listing == "not asked":
+        return Judgement(Step.LIST, why)
     if _too_old(history):
         return Judgement(Step.GIVE_UP, f"{why}, and would have deleted its output by now")
     if history.given_up:
         return Judgement(Step.GIVE_UP, f"{why}, and it was given up")
-    if remote is not None or history.lost:
-        return Judgement(Step.LOOK_AGAIN, why)
-    if history.absent_for is not None and history.absent_for >= ABSENCE_SECONDS:
-        return Judgement(Step.MISS, f"{why}, and its listings have lacked it for {history.absent_for / 60:.0f} minutes")
-    return Judgement(Step.LIST, why)
+    seen_absent = history.listing == "lacks it" and (history.absent_for or 0.0) >= ABSENCE_SECONDS
+    if remote is None and seen_absent and not history.lost:
+        minutes = (history.absent_for or 0.0) / 60
+        return Judgement(Step.MISS, f"{why}, and its listings have lacked it for {minutes:.0f} minutes")
+    return Judgement(Step.LOOK_AGAIN, why)
 
 
 def _too_old(history: History) -> bool:

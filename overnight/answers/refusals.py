@@ -25,7 +25,7 @@ def close_refused(run: Run, batch: Batch, judged: Judgement) -> None:
     if judged.step is Step.WAIT_FOR_QUEUE:
         turn_away(run, batch, judged.why)
     elif judged.step is Step.WAIT_FOR_FILE:
-        run.ledger.refuse(batch, now, now + run.job.profile.poll_seconds, judged.why)
+        run.ledger.refuse(batch, now, now + run.job.profile.poll_seconds, judged.why, "file")
     else:
         run.ledger.refuse(batch, now, now, judged.why)
         raise ProviderError(f"batch {batch.batch_id} was refused: {judged.why}")
@@ -47,4 +47,4 @@ def turn_away(run: Run, batch: Batch, message: str) -> None:
     alone = limit is not None and not others and shard.requests > 1
     pause = 0.0 if alone else run.job.profile.poll_seconds * FULL_QUEUE_POLLS
     logger.warning("shard %s: the queue is full, it waits: %s", shard.file_name, message)
-    ledger.refuse(batch, now, now + pause, message)
+    ledger.refuse(batch, now, now + pause, message, "queue")

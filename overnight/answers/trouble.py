@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from overnight.answers.judge import Counts, FilesFound, Judgement, history_of, judge_end
+from overnight.answers.judge import Counts, FilesFound, Judgement, Listing, history_of, judge_end
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.run import Run
 from overnight.ledger.states import State
@@ -25,11 +25,17 @@ logger = logging.getLogger("overnight.wait")
 
 
 def judge_batch(
-    run: Run, shard: Shard, batch: Batch, remote: RemoteBatch | None, files: FilesFound | None = None
+    run: Run,
+    shard: Shard,
+    batch: Batch,
+    remote: RemoteBatch | None,
+    files: FilesFound | None = None,
+    listing: Listing = "not asked",
 ) -> Judgement:
     """Asks the judge about an attempt as the ledger has it now."""
     limits, profile = run.job.limits, run.job.profile
-    history = history_of(shard, batch, time.time(), keep_days=profile.output_days, resubmit_lost=limits.resubmit_lost)
+    keep, resubmit = profile.output_days, limits.resubmit_lost
+    history = history_of(shard, batch, time.time(), keep_days=keep, resubmit_lost=resubmit, listing=listing)
     counts = Counts(remote.done if remote else None, remote.failed if remote else None, shard.requests)
     return judge_end(remote, files, counts, history)
 
@@ -42,6 +48,19 @@ def note_trouble(run: Run, batch: Batch, why: str, **also: Any) -> None:
         logger.warning("batch %s: %s; asking again", batch.batch_id, why)
     values = {"trouble": why, "trouble_since": batch.trouble_since or now, "look_at": now + pause}
     run.ledger.note(batch, misses=batch.misses + 1, **values, **also)
+
+
+def watched_batches(shards: Sequence[Shard]) -> list[tuple[Shard, Batch]]:
+    """The attempts that are looked at: at the provider, lost, or ended and not to be collected for now."""
+    found = []
+    for shard in shards:
+        batch = shard.open_batch
+        if shard.settled or batch is None:
+            continue
+        ended = batch.state is State.ENDED and batch.trouble_since is not None
+        if ended or batch.state in (State.SUBMITTED, State.LOST):
+            found.append((shard, batch))
+    return found
 
 
 def is_due(batch: Batch, now: float) -> bool:
@@ -59,12 +78,20 @@ def troubled(shards: Sequence[Shard]) -> list[tuple[Shard, Batch]]:
 
 
 def is_stuck(shards: Sequence[Shard], now: float) -> bool:
-    """Whether a job waits for nothing but batches in trouble that were looked at often enough, and are not due now.
+    """Whether a job waits for batches in trouble alone, which were looked at often enough and are not due now.
 
-    What there is can be joined then; what is left may come with a later look.
+    Shards that are held back until these end (behind a canary, a budget, a full queue) wait for them too. What there is
+    can be joined then; what is left may come with a later look.
     """
     waiting = [shard for shard in shards if not shard.settled]
-    bad = [batch for _, batch in troubled(shards)]
-    if not waiting or len(bad) < len(waiting):
+    bad = troubled(shards)
+    others = [shard for shard in waiting if shard.id not in {one.id for one, _ in bad}]
+    if not bad or not all(_is_held(shard, now) for shard in others):
         return False
-    return all((batch.misses >= _LOOKS or batch.state is State.LOST) and not is_due(batch, now) for batch in bad)
+    return all((batch.misses >= _LOOKS or batch.state is State.LOST) and not is_due(batch, now) for _, batch in bad)
+
+
+def _is_held(shard: Shard, now: float) -> bool:
+    """Whether a shard waits for others, rather than for a moment to pass."""
+    passed = shard.hold_until is None or shard.hold_until <= now
+    return shard.open_batch is None and shard.hold_reason is not None and passed

@@ -24,6 +24,8 @@ class Profile(BaseModel):
     base_url: str | None = None
     api_key_env: str | None = None
     """The environment variable that holds the key by default; none where no key is needed."""
+    hosts: tuple[str, ...] = ()
+    """Endings of the hosts that its key may go to, where each customer has an address of his own."""
     has_batch_api: bool = True
     endpoints: tuple[str, ...] = ("/v1/chat/completions",)
     """The urls that a request line may have."""

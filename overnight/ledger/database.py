@@ -213,26 +213,33 @@ class Ledger:
             job: whose they are.
             record: the job, where this ledger does not know it.
             shards: as their request files tell them.
-            unsent: keys of those that no batch was made of: nothing is waited for, and nothing of them is sent.
+            unsent: file names of those that no batch was made of: nothing is waited for, and nothing of them is sent.
         """
         with self._transaction() as connection:
             if record is not None:
                 values = {name: getattr(record, name) for name in record.__dataclass_fields__}
                 connection.execute(sa.insert(JOBS).values(**values))
             _insert_shards(connection, job, shards)
-            mine = (SHARDS.c.job == job) & SHARDS.c.key.in_(unsent)
-            tried = sa.select(BATCHES.c.shard_id)
-            connection.execute(sa.update(SHARDS).where(mine, SHARDS.c.id.not_in(tried)).values(settled=True))
+            for shard in shards:
+                if shard.file_name in unsent:
+                    which = (SHARDS.c.job == job, SHARDS.c.round == shard.round, SHARDS.c.number == shard.number)
+                    connection.execute(sa.update(SHARDS).where(*which).values(settled=True))
+            # What is collected from here on may have been sent again by the other ledger already.
+            mine = sa.select(SHARDS.c.id).where(SHARDS.c.job == job)
+            open_ones = BATCHES.c.shard_id.in_(mine) & BATCHES.c.state.in_(OPEN)
+            connection.execute(sa.update(BATCHES).where(open_ones).values(recovered=True))
             connection.execute(sa.update(JOBS).where(JOBS.c.name == job).values(joined_at=None))
 
-    def adopt(self, shard: Shard, token: str, batch_id: str, file_id: str | None, made_at: float, account: str) -> None:
+    def adopt(
+        self, shard: Shard, token: str, batch_id: str, file_id: str | None, made_at: float, about: Mapping[str, Any]
+    ) -> None:
         """Gives a shard a batch that the provider lists and no attempt of this ledger has.
 
         An attempt of the same token, which an older ledger knew before its create call, is taken on; any other that is
         open and was not sent gives way.
         """
         values = {"state": State.SUBMITTED, "batch_id": batch_id, "file_id": file_id, "creating_at": made_at,
-                  "submitted_at": made_at, "account": account, "recovered": True}  # fmt: skip
+                  "submitted_at": made_at, "recovered": True, **about}  # fmt: skip
         mine = BATCHES.c.shard_id == shard.id
         with self._transaction() as connection:
             open_ones = mine & BATCHES.c.state.in_(OPEN) & BATCHES.c.batch_id.is_(None) & (BATCHES.c.token != token)
@@ -378,13 +385,13 @@ class Ledger:
         with self._transaction() as connection:
             return _try_move(connection, batch, State.ENDED, values) is not None
 
-    def refuse(self, batch: Batch, at: float, hold_until: float, reason: str) -> None:
+    def refuse(self, batch: Batch, at: float, hold_until: float, reason: str, kind: str = "other") -> None:
         """Closes an attempt that the provider turned away as a whole, and holds its shard back.
 
         Does nothing where another process was first.
         """
         with self._transaction() as connection:
-            if _try_move(connection, batch, State.REFUSED, {"collected_at": at}) is None:
+            if _try_move(connection, batch, State.REFUSED, {"collected_at": at, "refused_for": kind}) is None:
                 return
             held = {"hold_until": hold_until, "hold_reason": reason}
             connection.execute(sa.update(SHARDS).where(SHARDS.c.id == batch.shard_id).values(**held))

@@ -102,6 +102,8 @@ class Batch:
     """When a complete listing of its account lacked it first, and all since have."""
     look_at: float | None = None
     """Not looked at before this."""
+    refused_for: str | None = None
+    """What a refused attempt was turned away for: `file` (not there yet), `queue` (full), or `other`."""
     recovered: bool = False
     """Whether it was taken up from the provider's listing: its retries may have been sent before."""
     given_up: bool = False

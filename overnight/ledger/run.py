@@ -36,9 +36,9 @@ class Run:
         return Ledger.of(self.home)
 
     def at_provider(self) -> bool:
-        """Whether any batch is known to be at the provider, or has ended, whose answers are not collected."""
+        """Whether any batch is known to be at the provider."""
         batches = [shard.open_batch for shard in self.ledger.shards(self.job.name) if not shard.settled]
-        return any(batch is not None and batch.state in (State.SUBMITTED, State.LOST, State.ENDED) for batch in batches)
+        return any(batch is not None and batch.state is State.SUBMITTED for batch in batches)
 
     def rows(self) -> Rows:
         """The job's dataset, as far as `limits.max_rows`; a batch JSONL file comes as its lines."""

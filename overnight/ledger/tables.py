@@ -79,6 +79,7 @@ BATCHES = sa.Table(
     sa.Column("trouble_since", sa.Double),
     sa.Column("absent_since", sa.Double),               # the first complete listing without it
     sa.Column("look_at", sa.Double),                    # when it is looked at again
+    sa.Column("refused_for", sa.Text),                  # file, queue, or other
     sa.Column("recovered", sa.Boolean, nullable=False, default=False),
     sa.Column("given_up", sa.Boolean, nullable=False, default=False),
     sa.Column("misses", sa.Integer, nullable=False, default=0),

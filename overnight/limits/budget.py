@@ -222,6 +222,12 @@ def _untold(job: Job, shard: Shard, batch: Batch, counted: Measured | None) -> f
     return most * min(1.0, lost / shard.requests)
 
 
+def batch_is_free(job: Job, model: str) -> bool:
+    """Whether a model costs nothing, so that nothing has to be counted first."""
+    rates = job_rates(job, model)
+    return rates is not None and rates.free
+
+
 def affordable(job: Job, shards: Sequence[Shard], ready: Sequence[Shard]) -> Affordable:
     """The shards among those that are ready that cannot take the job above its budget.
 
@@ -236,11 +242,17 @@ def affordable(job: Job, shards: Sequence[Shard], ready: Sequence[Shard]) -> Aff
     counted = {model: measured(shards, model) for model in {shard.model for shard in ready}}
     left = budget - spent - reserved
     chosen, refusal = list[Shard](), None
+    # Nobody knows yet what a request of these models costs: one batch at a time tells.
+    unknown = {model for model, found in counted.items() if found is None and not batch_is_free(job, model)}
+    trying = {shard.model for shard in shards if shard.open_batch is not None and shard.open_batch.state in _RESERVED}
     for shard in ready:
         if shard.open_batch is not None and shard.open_batch.state in _RESERVED:
             chosen.append(shard)
+        elif shard.model in unknown & trying:
+            refusal = refusal or "limits.budget_usd: the first batch tells what the others cost"
         elif (cost := most_cost(job, shard, counted[shard.model])) <= left:
             chosen.append(shard)
+            trying.add(shard.model)
             left -= cost
         else:
             refusal = refusal or (

@@ -32,12 +32,13 @@ def check_account(ledger: Ledger, provider: Provider, shards: Iterable[Shard]) -
         OtherAccount: says whose they are, and what to do.
     """
     account = account_of(ledger, provider)
-    strange = [batch for shard in shards if (batch := shard.open_batch) is not None and not is_of(batch, account)]
+    sent = [shard.open_batch for shard in shards if shard.sent and shard.open_batch is not None]
+    strange = [batch for batch in sent if not is_of(batch, account)]
     if not strange:
         return
     addresses = ", ".join(sorted({str(batch.account).rsplit(" ", 1)[0] for batch in strange}))
     raise OtherAccount(
         f"{len(strange):,} open batches were sent with another account (at {addresses}) than the key, organization and "
         f"project that are set now (at {provider.address}): set those back. Where the same account has a new key, "
-        "overnight recover takes its batches over"
+        "overnight recover takes over the batches that it lists (--same-account: all of them)"
     )

@@ -31,9 +31,10 @@ def check_key(profile: Profile) -> None:
             f"provider.api_key_env names {name}, which is no variable for keys: name one that begins with {PREFIX}, or "
             f"list it in {ALLOWED}"
         )
-    if owner.base_url and profile.base_url and not _same_host(owner.base_url, profile.base_url):
+    if profile.base_url and not _is_meant(owner, profile.base_url):
+        meant = owner.base_url or " or ".join(f"*{ending}" for ending in owner.hosts)
         raise JobError(
-            f"{name} is the key for {owner.base_url}, and is not sent to {profile.base_url}: put that address's key "
+            f"{name} is the key for {meant}, and is not sent to {profile.base_url}: put that address's key "
             f"into a variable {PREFIX}…, and name it as provider.api_key_env; or list {name} in {ALLOWED}"
         )
 
@@ -75,9 +76,15 @@ def _allowed() -> set[str]:
     return {name.strip() for name in os.environ.get(ALLOWED, "").split(",")}
 
 
-def _same_host(own: str, other: str) -> bool:
-    """Whether a key for one address may go to another: the same host, or a server on this machine."""
-    return urlsplit(other).hostname == urlsplit(own).hostname or _is_loopback(other)
+def _is_meant(owner: Profile, address: str) -> bool:
+    """Whether a provider's key may go to an address: its own, by https where it is, or a server on this machine."""
+    there = urlsplit(address)
+    if _is_loopback(address) or not (owner.base_url or owner.hosts):
+        return True
+    if owner.base_url:
+        own = urlsplit(owner.base_url)
+        return (there.scheme, there.hostname, there.port) == (own.scheme, own.hostname, own.port)
+    return there.scheme == "https" and (there.hostname or "").endswith(owner.hosts)
 
 
 def _is_loopback(address: str) -> bool:
