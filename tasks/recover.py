@@ -86,7 +86,9 @@ def match(
     by_token = {batch.token: batch for batch in known if batch.batch_id is not None}
     matched, found, lacking = list[tuple[Batch, RemoteBatch]](), dict[str, tuple[str, RemoteBatch]](), 0
     # Those that failed answered nothing, and an attempt after them has the same requests: they come last.
-    for remote in sorted([*listed][::-1], key=lambda one: (one.status == "failed", one.created_at or 0.0)):
+    oldest_first = [*listed]
+    oldest_first.reverse()  # times may be whole seconds, or missing
+    for remote in sorted(oldest_first, key=lambda one: (one.status == "failed", one.created_at or 0.0)):
         about, upload = remote.metadata or {}, uploads.get(remote.input_file_id or "")
         named = _UPLOAD.fullmatch(upload.name or "") if upload else None
         token = token_of(remote) or (named[1] if named else None)
