@@ -17,7 +17,8 @@ from overnight.answers.results import result_parts, settled_ids
 from overnight.errors import DatasetError, HomeError, JobError, LedgerError, NoBatchApi
 from overnight.job.job import Job
 from overnight.job.prompt import answer_of, definition_of, url_of
-from overnight.ledger.builder import Build, Builder, built_map
+from overnight.ledger.builder import Build, Builder
+from overnight.ledger.built_rows import built_map
 from overnight.ledger.database import Ledger, ledger_exists
 from overnight.ledger.identity import check_folder
 from overnight.ledger.request_files import placed_file, request_file

@@ -42,7 +42,8 @@ def advance(run: Run, patience: float = 0.2) -> None:
     wait(run, patience)
     with leased(run.ledger, run.job.name, PATIENCE):
         for batch in ended_batches(run.ledger.shards(run.job.name), time.time()):
-            parse_batch(run, fetch_files.fn(run, (batch,))[0])
+            for files in fetch_files.fn(run, (batch,)):
+                parse_batch(run, files)
 
 
 def opened_by_four(url: str) -> list[str]:

@@ -16,7 +16,7 @@ import pytest
 
 from overnight.answers.trouble import troubled
 from overnight.errors import DatasetError, LedgerError, LedgerUnavailable, OtherAccount, ProviderError
-from overnight.ledger.builder import built_map
+from overnight.ledger.built_rows import BuiltRows, RowMap, built_map
 from overnight.ledger.database import Ledger, _cached
 from overnight.ledger.lease import check_lease, leased
 from overnight.ledger.run import Run, open_run
@@ -24,7 +24,7 @@ from overnight.ledger.states import State
 from overnight.providers.provider import Provider
 from tasks.build import stage
 from tasks.clean import clean
-from tasks.join import BuiltRows, RowMap, join
+from tasks.join import join
 from tasks.recover import recover
 from tasks.submit import admit, submit
 from tests.conftest import MakeJob, ProviderProcess

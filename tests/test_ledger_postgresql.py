@@ -147,7 +147,7 @@ def test_a_restart_of_the_database_is_waited_out(server: Server, ledger: Ledger)
 def test_a_database_that_does_not_come_back_is_trouble_and_nothing_that_is_damaged(
     server: Server, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("overnight.ledger.database._PATIENCE", 0.5)
+    monkeypatch.setattr("overnight.ledger.connection._PATIENCE", 0.5)
     server.stop()
     try:
         with pytest.raises(LedgerUnavailable, match="Check OVERNIGHT_LEDGER_URL and that the database server answers"):

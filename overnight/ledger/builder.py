@@ -11,16 +11,15 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from overnight.errors import MOST_PROBLEMS, DatasetError, InvalidRequests, LedgerError, Problem
+from overnight.errors import MOST_PROBLEMS, DatasetError, InvalidRequests, Problem
 from overnight.job.job import Job
-from overnight.ledger.records import JobRecord, NewShard
-from overnight.ledger.run import Run
+from overnight.ledger.records import NewShard
 from overnight.ledger.shards import Limit, ShardWriter
 from overnight.rows.dataset import Rows
 from overnight.rows.ids import IdSet, Mask, id_hashes
 from overnight.rows.requests import Kind, Requests, request_source
 from overnight.rows.tables import ROWS
-from overnight.store.parquet import TableWriter, open_parquet, write_parquet
+from overnight.store.parquet import TableWriter, write_parquet
 
 
 class Build(msgspec.Struct, frozen=True):
@@ -162,19 +161,3 @@ def _row_map(first: int, ids: list[str], errors: dict[int, tuple[str, str]]) -> 
         pa.nulls(len(ids), pa.string()) if messages is None else pa.array(messages, pa.string()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=ROWS)
-
-
-def built_map(run: Run, record: JobRecord) -> Path:
-    """The map of rows that belongs to the last build; one that a killed process left staged is moved into place.
-
-    Raises:
-        LedgerError: it is gone, or another build's.
-    """
-    for path in (run.folder.rows, run.folder.staging / "rows.parquet"):
-        if path.exists():
-            with open_parquet(path) as opened:
-                about = opened.schema_arrow.metadata or {}
-            mine = about.get(b"build", b"").decode() == record.build if record.build else path == run.folder.rows
-            if mine and about.get(b"fingerprint", b"").decode() == record.fingerprint:
-                return path if path == run.folder.rows else path.replace(run.folder.rows)
-    raise LedgerError(f"the map of rows of {run.job.name!r} is gone, or of another build: run the job again")
