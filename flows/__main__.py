@@ -19,6 +19,7 @@ from overnight.job.jobfile import job_schema, load_job, with_overrides
 from overnight.ledger.run import Run
 from overnight.reports.status import JobStatus
 from overnight.store.home import JobFolder, home_path, shown
+from overnight.text import counted_of
 
 app = App(
     name="overnight",
@@ -213,9 +214,10 @@ def recover(
         announce_server(console)
         found = recover_job(job, options.home, unsent, same_account)
         console.print(
-            f"{found.batches:,} batches taken up, of {found.files:,} request files that the ledger did not know; "
-            f"{found.unsent:,} files have no batch; {found.rebound:,} batches have a new key", soft_wrap=True,
-        )  # fmt: skip
+            f"{counted_of(found.batches, 'batch')} taken up, of {counted_of(found.files, 'request file')} that the ledger "
+            f"did not know; {found.unsent:,} without a batch; a new key for {counted_of(found.rebound, 'batch')}",
+            soft_wrap=True,
+        )
         if found.without_file:
             console.print(f"{found.without_file:,} batches of the job have no request file here: they are left alone")
         console.print("overnight collect, or a run, goes on with it")
