@@ -214,8 +214,8 @@ def recover(
         announce_server(console)
         found = recover_job(job, options.home, unsent, same_account)
         console.print(
-            f"{counted_of(found.batches, 'batch')} taken up, of {counted_of(found.files, 'request file')} that the ledger "
-            f"did not know; {found.unsent:,} without a batch; a new key for {counted_of(found.rebound, 'batch')}",
+            f"{counted_of(found.batches, 'batch')} taken up, of {counted_of(found.files, 'request file')} that the "
+            f"ledger did not know; {found.unsent:,} without a batch; a new key for {counted_of(found.rebound, 'batch')}",
             soft_wrap=True,
         )
         if found.without_file:
