@@ -215,7 +215,7 @@ def recover(
         found = recover_job(job, options.home, unsent, same_account)
         console.print(
             f"{counted_of(found.batches, 'batch')} taken up, of {counted_of(found.files, 'request file')} that the "
-            f"ledger did not know; {found.unsent:,} without a batch; a new key for {counted_of(found.rebound, 'batch')}",
+            f"ledger did not know; {found.unsent:,} without one; a new key for {counted_of(found.rebound, 'batch')}",
             soft_wrap=True,
         )
         if found.without_file:
