@@ -42,6 +42,7 @@ format: install ## write what `check` asks for, where a tool can
 
 bench: install ## measure the stages against plain Python, and the endpoint
 	$(BIN)/python -m tests.benchmarks.stages
+	$(BIN)/python -m tests.benchmarks.order
 	$(BIN)/python -m tests.benchmarks.endpoint
 
 mutants: install ## take each protection away in turn and print which test notices

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.answers.results import Found, ResultIndex, ResultReader, result_parts, result_schema, unmetered
+from overnight.answers.results import result_parts, result_schema, unmetered
+from overnight.answers.row_order import RowOrder
 from overnight.answers.trouble import troubled
 from overnight.errors import LedgerError, Unreconciled
 from overnight.job.answer import Answer
@@ -28,6 +29,7 @@ from overnight.rows.ids import IdSet, Mask, id_hashes
 from overnight.rows.lines import custom_ids
 from overnight.rows.samples import Reservoir, input_columns, samples_text
 from overnight.rows.tables import joined_schema
+from overnight.store.engine import spilling_duckdb
 from overnight.store.parquet import read_batches, write_parquet
 
 
@@ -52,44 +54,31 @@ class Joiner:
 
     def __init__(
         self,
-        index: ResultIndex,
-        reader: ResultReader,
+        results: RowOrder,
         answer: Answer,
         rates: Rates | None,
         stopped: str | None,
         awaited: Awaited,
     ) -> None:
-        self._index, self._reader, self._answer, self._rates = index, reader, answer, rates
+        self._results, self._answer, self._rates = results, answer, rates
         self._unsent = f"it was not sent: {stopped or 'the job was joined before'}"
         self._awaited = awaited
         self._seen = IdSet()
         self.tally = Tally(cost_usd=0.0)
 
     def columns(self, row_map: pa.RecordBatch) -> list[pa.Array]:
-        """The added columns for a batch of rows, in the order of `added_fields`.
-
-        Raises:
-            Unreconciled: two custom_ids share a hash.
-        """
+        """The added columns for a batch of rows, in the order of `added_fields`."""
         ids = row_map["custom_id"]
-        names = ids.to_pylist()
         sent = ids.is_valid().to_numpy(zero_copy_only=False)
-        hashes = id_hashes([name or "" for name in names])
-        found = self._index.find([name or "" for name in names])
-        found = found._replace(present=found.present & sent)
-        results = self._reader.take(found)
-        wrong = pc.and_(pc.is_valid(results["custom_id"]), pc.not_equal(results["custom_id"], ids))
-        if pc.any(wrong).as_py():
-            raise Unreconciled("two custom_ids share a hash: run the job again")
-        first = np.zeros(len(names), dtype=np.bool_)
+        hashes = id_hashes([name or "" for name in ids.to_pylist()])
+        results = self._results.take(row_map["row"][0].as_py(), row_map.num_rows)
+        first = np.zeros(row_map.num_rows, dtype=np.bool_)
         first[sent] = self._seen.add(hashes[sent])
-        added = self._assemble(row_map, results, found, first, self._awaited.ids.contains(hashes) & sent)
+        added = self._assemble(row_map, results, first, self._awaited.ids.contains(hashes) & sent)
         self._count(added, first)
         return list(added.values())
 
-    def _assemble(
-        self, row_map: pa.RecordBatch, results: pa.Table, found: Found, first: Mask, awaited: Mask
-    ) -> dict[str, pa.Array]:
+    def _assemble(self, row_map: pa.RecordBatch, results: pa.Table, first: Mask, awaited: Mask) -> dict[str, pa.Array]:
         column = {name: results[name].combine_chunks() for name in results.schema.names}
         # A request whose retry is in trouble is awaited, whatever its attempt before came to.
         again = pc.is_in(column["verdict"], value_set=pa.array(["retryable", "expired", "missing"]))
@@ -118,7 +107,7 @@ class Joiner:
             "cached_tokens": column["cached_tokens"],
             "cost_usd": self._cost(column, first),
             "batch_id": column["batch_id"],
-            "attempts": pa.array(np.where(found.present, found.attempts, 0).astype(np.int32)),
+            "attempts": pc.fill_null(column["attempts"], 0),
         }
 
     def _cost(self, column: dict[str, pa.Array], first: Mask) -> pa.Array:
@@ -204,16 +193,20 @@ def join(run: Run) -> Tally:
     answer, job = answer_of(run.job), run.job
     if (record := run.ledger.job(job.name)) is None:
         raise LedgerError(f"the job {job.name!r} was not built here: run it first")
-    row_map = RowMap(read_batches(built_map(run, record)))
+    mapped_rows = built_map(run, record)
+    row_map = RowMap(read_batches(mapped_rows))
     built = BuiltRows(run, record)
     rows = built.rows
     shards = run.ledger.shards(job.name)
     parts, awaited = result_parts(run.folder.results, shards), awaited_requests(run, shards)
     wanted = pa.schema([field for field in result_schema(answer) if field.name != "raw"])
-    joiner = Joiner(ResultIndex(parts), ResultReader(parts, wanted), answer, job_rates(job), record.stopped, awaited)
     schema = joined_schema(rows.schema, answer, job.output.prefix)
     sampler = Sampler(job, answer, rows.schema)
     with ExitStack() as files:
+        database = files.enter_context(spilling_duckdb(run.folder.spill))
+        results = RowOrder(database, run.folder.spill, wanted)
+        results.deal(mapped_rows, record.rows, parts)
+        joiner = Joiner(results, answer, job_rates(job), record.stopped, awaited)
         joined = files.enter_context(write_parquet(run.folder.joined, schema))
         failed = files.enter_context(write_parquet(run.folder.failed, schema))
         for batch, mapped in built.batches(row_map):

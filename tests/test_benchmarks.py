@@ -14,6 +14,7 @@ from tests.conftest import ROOT
     "command",
     [
         "stages --rows 40 --rounds 1",
+        "order --rows 40 --parts 3",
         "endpoint --only instant --lines 20 --large 40",
         "endpoint --only embedded --rows 2",
         "endpoint_soak --lines 40 --batches 2 --kills 1",

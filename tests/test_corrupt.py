@@ -55,7 +55,7 @@ def cut(path: Path, at: float = 0.5) -> None:
         ("ledger", r"LedgerError: the ledger .*ledger\.db cannot be used: .*Make room"),
         ("fetch", r"HomeError: cannot write .*/responses/[0-9a-f]{32}\.output\.jsonl: File too large"),
         ("parse", r"HomeError: cannot write .*/results/0001-0000-000001\.parquet: File too large"),
-        ("join", r"HomeError: cannot write .*/joined\.parquet: File too large"),
+        ("join", r"HomeError: cannot write .*/\.spill: File too large"),
     ],
 )
 def test_a_full_disk_is_named_and_the_job_goes_on_when_there_is_room(

@@ -52,6 +52,11 @@ class JobFolder:
         return self.path / ".staging"
 
     @property
+    def spill(self) -> Path:
+        """What a join has no memory for; gone when it ends."""
+        return self.path / ".spill"
+
+    @property
     def mark(self) -> Path:
         """Which ledger the job was sent by, and how much of it."""
         return self.path / ".ledger.json"
