@@ -16,7 +16,7 @@ from overnight.answers.reconcile import restore_parts
 from overnight.answers.results import result_parts, settled_ids
 from overnight.errors import DatasetError, HomeError, JobError, LedgerError, NoBatchApi
 from overnight.job.job import Job
-from overnight.job.prompt import answer_of, definition_of, url_of
+from overnight.job.prompt import answer_of, definition_of
 from overnight.ledger.builder import Build, Builder
 from overnight.ledger.built_rows import built_map
 from overnight.ledger.database import Ledger, ledger_exists
@@ -41,38 +41,38 @@ def check_job(job: Job, rows: Rows) -> None:
         NoBatchApi: the provider does not serve the task's endpoint in batches.
         JobError: a column of the dataset has the name of one to be added, or `report.compare` names none.
     """
-    url, profile = url_of(job), job.profile
+    url, profile = job.task.url, job.profile
     if url not in profile.endpoints and not job.is_request_file:
         there = ", ".join(profile.endpoints)
         raise NoBatchApi(f"{profile.name} has no batches for {url}, which task.kind {job.task.kind!r} needs; "
                          f"it has: {there}")  # fmt: skip
     check_budget(job)
     answer = answer_of(job)
-    check_columns(joined_schema(rows.schema, answer, job.output.prefix), next(rows.batches()))
-    if answer.kind == "embedding" and job.parameters.get("encoding_format") == "base64":
-        raise JobError("parameters.encoding_format: base64 cannot be read into a column of floats: leave it out")
+    joined_schema(rows.kept, answer, job.output.prefix)
+    check_columns(rows)
     if (compare := job.report.compare) is None:
         return
     if compare not in rows.schema.names:
         raise JobError(f"report.compare names {compare!r}; the columns are: {', '.join(rows.schema.names)}")
-    if pa.types.is_nested(rows.schema.field(compare).type) or answer.kind == "embedding":
+    if pa.types.is_nested(rows.kept.field(compare).type) or answer.kind == "embedding":
         raise JobError(f"report.compare: {compare!r} and the answer have to be text or numbers")
 
 
-def check_columns(schema: pa.Schema, batch: pa.RecordBatch) -> None:
+def check_columns(rows: Rows) -> None:
     """Tries what the join will do, on a few rows: a column that cannot be written is better found now.
 
     Raises:
         DatasetError: names the column.
     """
-    for name in batch.schema.names:
-        column = batch[name].slice(0, 2)
+    for field, column in zip(rows.kept, rows.keep(next(rows.batches()).slice(0, 2)), strict=True):
         try:
             kept = column.filter(pa.array([True] * len(column)))
-            pq.write_table(pa.table({name: kept}, schema=pa.schema([schema.field(name)])), pa.BufferOutputStream())
+            pq.write_table(pa.table([kept], schema=pa.schema([field])), pa.BufferOutputStream())
         except pa.ArrowException as error:
-            kind = schema.field(name).type
-            raise DatasetError(f"column {name!r} ({kind}) cannot be kept in Parquet: {error}; leave it out") from None
+            raise DatasetError(
+                f"column {field.name!r} ({field.type}) cannot be kept in Parquet: {error}; leave it out, or cast it in "
+                "a dataset.sql"
+            ) from None
 
 
 def known_ids(job: Job, folder: JobFolder, ledger: Ledger, superseded: set[int]) -> IdSet:

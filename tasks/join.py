@@ -15,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from overnight.answers.results import result_parts, result_schema, unmetered
 from overnight.answers.row_order import RowOrder
 from overnight.answers.trouble import troubled
+from overnight.answers.verdicts import PROMPT_FILTERED
 from overnight.errors import LedgerError, Unreconciled
 from overnight.job.answer import Answer
 from overnight.job.job import Job
@@ -92,6 +93,7 @@ class Joiner:
         why = pc.if_else(absent, pc.if_else(waits, self._awaited.why, self._unsent), None)
         answers = {"embedding" if self._answer.kind == "embedding" else "answer": column["answer"]}
         answers |= {f"answer_{one.name}": column[f"answer_{one.name}"] for one in self._answer.columns}
+        answers |= {extra.field.name: column[extra.field.name] for extra in self._answer.extras}
         return {
             "custom_id": row_map["custom_id"],
             "status": status,
@@ -105,6 +107,7 @@ class Joiner:
             "input_tokens": column["input_tokens"],
             "output_tokens": column["output_tokens"],
             "cached_tokens": column["cached_tokens"],
+            "reasoning_tokens": column["reasoning_tokens"],
             "cost_usd": self._cost(column, first),
             "batch_id": column["batch_id"],
             "attempts": pc.fill_null(column["attempts"], 0),
@@ -143,6 +146,7 @@ class Joiner:
         tally.output_tokens += pc.sum(added["output_tokens"].filter(distinct)).as_py() or 0
         tally.cached_tokens += pc.sum(added["cached_tokens"].filter(distinct)).as_py() or 0
         answered = pc.is_in(added["status"], value_set=pa.array(["succeeded", "invalid", "refused"]))
+        answered = pc.and_not(answered, pc.is_in(added["error_code"], value_set=pa.array(sorted(PROMPT_FILTERED))))
         if tally.cost_usd is not None and pc.any(pc.and_(answered, pc.is_null(added["cost_usd"]))).as_py():
             tally.cost_usd = None
         if tally.cost_usd is not None:
@@ -200,7 +204,7 @@ def join(run: Run) -> Tally:
     shards = run.ledger.shards(job.name)
     parts, awaited = result_parts(run.folder.results, shards), awaited_requests(run, shards)
     wanted = pa.schema([field for field in result_schema(answer) if field.name != "raw"])
-    schema = joined_schema(rows.schema, answer, job.output.prefix)
+    schema = joined_schema(rows.kept, answer, job.output.prefix)
     sampler = Sampler(job, answer, rows.schema)
     with ExitStack() as files:
         database = files.enter_context(spilling_duckdb(run.folder.spill))
@@ -211,7 +215,7 @@ def join(run: Run) -> Tally:
         failed = files.enter_context(write_parquet(run.folder.failed, schema))
         for batch, mapped in built.batches(row_map):
             added = joiner.columns(mapped)
-            whole = pa.RecordBatch.from_arrays([*batch.columns, *added], schema=schema)
+            whole = pa.RecordBatch.from_arrays([*rows.keep(batch), *added], schema=schema)
             joined.write(whole)
             sampler.take(whole)
             status = whole[job.output.prefix + "status"]

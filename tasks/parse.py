@@ -18,6 +18,7 @@ from overnight.answers.retry import retries_of, write_retries
 from overnight.answers.trouble import judge_batch, note_trouble
 from overnight.errors import OvernightError
 from overnight.job.prompt import answer_of
+from overnight.job.task import Raw
 from overnight.ledger.records import Batch, NewShard, Shard
 from overnight.ledger.request_files import place_round, request_file, whole_file
 from overnight.ledger.run import Run
@@ -65,6 +66,8 @@ def plan_retries(run: Run, shard: Shard, batch: Batch, parsed: Parsed) -> list[N
     if record is not None and record.stopped:
         return []
     others = parsed.others
+    if isinstance(run.job.task, Raw):  # sent as they are: nothing of ours is put into them
+        others = {custom_id: reply for custom_id, reply in others.items() if reply.verdict != "invalid"}
     if batch.recovered:
         sent = later_ids(run, shard)
         others = {custom_id: reply for custom_id, reply in others.items() if custom_id not in sent}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -60,12 +62,12 @@ def test_a_chat_answer_comes_with_model_tokens_and_finish_reason() -> None:
             FIELDS, chat('{"when": 5, "count": 1, "tags": []}'), "invalid", '{"when": 5, "count": 1, "tags": []}',
             "schema_violation", id="schema broken",
         ),
-        pytest.param(Answer.raw(), chat("half", "length"), "succeeded", "half", None, id="raw is not judged"),
+        pytest.param(Answer.raw(), chat("half", "length"), "invalid", "half", "cut", id="raw is judged too"),
         pytest.param(Answer.raw(), {"anything": 1}, "succeeded", None, None, id="raw of any form"),
         pytest.param(Answer.text(), {"error": {"code": "boom", "message": "m"}}, "retryable", None, "boom", id="200 error"),
         pytest.param(Answer.text(), b"<html>", "invalid", None, "unreadable_body", id="no JSON"),
         pytest.param(Answer.text(), {"choices": "none"}, "invalid", None, "unreadable_body", id="choices of another type"),
-        pytest.param(Answer.embedding(), {"data": []}, "invalid", None, "no_answer", id="no embedding"),
+        pytest.param(Answer.embedding(), {"data": []}, "invalid", None, "bad_embedding", id="no embedding"),
     ],
 )  # fmt: skip
 def test_the_verdict_on_an_answer(answer: Answer, body: Any, verdict: str, value: Any, code: str | None) -> None:
@@ -138,3 +140,98 @@ def test_schemas_of_all_kinds_make_columns() -> None:
     assert columns == {
         "optional": (pa.int64(), False), "day": (pa.string(), False), "mixed": text, "inner": text, "loop": text,
     }  # fmt: skip
+
+
+def calls(*names: str, content: Any = "", arguments: str = '{"order": "7"}') -> dict[str, Any]:
+    made = [{"id": "c", "type": "function", "function": {"name": name, "arguments": arguments}} for name in names]
+    return chat(content, "tool_calls", tool_calls=made)
+
+
+TOOLS = Answer.calls({"send": {"type": "object", "properties": {"order": {"type": "string"}}}}, required=True)
+THOUGHT = "<think>\nhm\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "body", "verdict", "value", "code"),
+    [
+        pytest.param(Answer.text(), calls("send"), "succeeded", calls("send")["choices"][0]["message"]["tool_calls"], None, id="calls beside empty text"),
+        pytest.param(Answer.text(), {"output": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "succeeded", [{"type": "function_call", "name": "f", "arguments": "{}"}], None, id="a Responses answer that is a call"),
+        pytest.param(Answer.text(), chat("  "), "invalid", None, "no_answer", id="nothing but spaces"),
+        pytest.param(Answer.text(), chat(THOUGHT + "Yes."), "succeeded", "Yes.", None, id="thoughts before text"),
+        pytest.param(Answer.text(), chat("hm\n</think>\nYes."), "succeeded", "Yes.", None, id="thoughts that only end"),
+        pytest.param(Answer.text(), chat("[THINK]hm[/THINK]Yes."), "succeeded", "Yes.", None, id="Mistral's thoughts"),
+        pytest.param(Answer.text(), chat("Use <think> tags."), "succeeded", "Use <think> tags.", None, id="a tag that is text"),
+        pytest.param(LABELS, chat(THOUGHT + '{"label": "very bad"}'), "succeeded", "very bad", None, id="thoughts before a label"),
+        pytest.param(FIELDS, chat('Here you are:\n```json\n{"when": "x", "count": 1, "tags": []}\n```\nDone.'), "succeeded", '{"when": "x", "count": 1, "tags": []}', None, id="a fence after a sentence"),
+        pytest.param(FIELDS, chat('The object is {"when": "x", "count": 1, "tags": []}, I think.'), "succeeded", '{"when": "x", "count": 1, "tags": []}', None, id="an object between prose"),
+        pytest.param(FIELDS, chat('{"when": "x"} or {"when": "y"}'), "invalid", '{"when": "x"} or {"when": "y"}', "invalid_json", id="two objects"),
+        pytest.param(Answer.embedding(), {"data": [{"embedding": "AACAPwAAAEA="}]}, "succeeded", [1.0, 2.0], None, id="an embedding as base64"),
+        pytest.param(Answer.embedding(), {"data": [{"embedding": [1.0, None]}]}, "invalid", None, "bad_embedding", id="an embedding with NaN"),
+        pytest.param(Answer.embedding(), {"data": [{"embedding": [1e300]}]}, "invalid", None, "bad_embedding", id="beyond 32 bits"),
+        pytest.param(Answer.raw(), chat(None, refusal="no"), "refused", None, "refusal", id="a raw refusal"),
+        pytest.param(Answer.raw(), chat("x", "content_filter"), "refused", "x", "refusal", id="a raw content filter"),
+        pytest.param(Answer.raw(), chat(""), "invalid", None, "no_answer", id="a raw answer that is empty"),
+        pytest.param(Answer.raw(), {"data": [{"embedding": [1]}]}, "succeeded", None, None, id="a raw embedding"),
+        pytest.param(TOOLS, chat("I would send it"), "invalid", "I would send it", "no_tool_call", id="no call where one is required"),
+        pytest.param(TOOLS, calls("nope"), "invalid", None, "unknown_tool", id="a function that is none"),
+        pytest.param(TOOLS, calls("send", arguments="{"), "invalid", None, "invalid_json", id="arguments that are no JSON"),
+        pytest.param(TOOLS, calls("send", arguments='{"order": 7}'), "invalid", None, "schema_violation", id="arguments against the schema"),
+        pytest.param(Answer.text(), {"error": {"code": None, "message": ""}, **chat("x")}, "succeeded", "x", None, id="an empty error in the body"),
+    ],
+)  # fmt: skip
+def test_wrappers_are_peeled_and_what_is_left_is_judged(
+    answer: Answer, body: Any, verdict: str, value: Any, code: str | None
+) -> None:
+    reply = read(answer, body)
+    assert (reply.verdict, reply.error_code) == (verdict, code)
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        assert json.loads(reply.answer) == value
+    elif code not in ("unknown_tool", "schema_violation", "invalid_json") or answer is not TOOLS:
+        assert reply.answer == value
+
+
+def test_calls_come_back_as_columns() -> None:
+    reply = read(TOOLS, calls("send", "send"))
+    assert (reply.verdict, reply.fields) == ("succeeded", ("send", '{"order": "7"}'))
+    assert len(json.loads(reply.answer)) == 2
+
+
+def test_reasoning_is_told_apart_and_counted() -> None:
+    body = chat("Yes.", reasoning_content="because")
+    body["usage"] = {"prompt_tokens": 5, "completion_tokens": 40, "completion_tokens_details": {"reasoning_tokens": 32}}
+    reply = read(Answer.text(), body)
+    assert (reply.answer, reply.reasoning, reply.output_tokens, reply.reasoning_tokens) == ("Yes.", "because", 40, 32)
+    assert read(Answer.text(), chat(THOUGHT + "Yes.")).reasoning == "hm"
+    summary = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "first"}, {"text": "then"}]}
+    said = {"type": "message", "content": [{"type": "output_text", "text": "Yes."}]}
+    reply = read(Answer.text(), {"output": [summary, said]})
+    assert (reply.answer, reply.reasoning) == ("Yes.", "first\n\nthen")
+
+
+def test_all_answers_of_a_request_for_several_are_kept() -> None:
+    several = replace(LABELS, several=True)
+    body = chat('{"label": "meh"}')
+    body["choices"] += [chat('{"label": "very bad"}')["choices"][0], chat(None, refusal="no")["choices"][0]]
+    reply = read(several, body)
+    assert (reply.verdict, reply.answer, reply.answers) == ("succeeded", "very bad", (None, "very bad", None))
+
+
+def test_probabilities_are_those_of_the_label() -> None:
+    tokens = [('{"', -0.5), ("label", 0.0), ('":"', 0.0), ("very", -0.1), (" bad", -0.2), ('"}', -1.0)]
+    body = chat('{"label":"very bad"}')
+    body["choices"][0]["logprobs"] = {"content": [{"token": token, "logprob": value} for token, value in tokens]}
+    reply = read(replace(LABELS, logprobs=True), body)
+    assert reply.answer == "very bad"
+    assert reply.probability == pytest.approx(math.exp(-0.3))
+    assert reply.logprob == pytest.approx(-0.3)
+    assert read(replace(LABELS, logprobs=True), chat('{"label":"very bad"}')).logprob is None
+
+
+def test_an_answer_that_is_not_utf_8_is_read() -> None:
+    assert read(Answer.text(), b'{"choices":[{"message":{"content":"caf\xe9"}}]}').answer == "caf�"
+
+
+def test_a_prompt_that_is_filtered_is_refused() -> None:
+    error = {"error": {"code": "content_filter", "message": "filtered", "innererror": {}}}
+    reply = read(Answer.text(), error, 400)
+    assert (reply.verdict, reply.error_code) == ("refused", "content_filter")

@@ -14,7 +14,8 @@ import pytest
 
 from overnight.errors import DatasetError
 from overnight.job.job import Dataset
-from overnight.rows.dataset import BATCH_ROWS, Rows, open_dataset, save_frame
+from overnight.rows.dataset import BATCH_ROWS, Rows, open_dataset
+from overnight.rows.frames import save_frame
 
 
 def opened(path: Path | str, **fields: Any) -> Rows:
@@ -22,7 +23,12 @@ def opened(path: Path | str, **fields: Any) -> Rows:
 
 
 def all_rows(rows: Rows) -> list[dict[str, Any]]:
-    return [row for batch in rows.batches() for row in batch.to_pylist()]
+    """As the joined table has them."""
+    return [
+        row
+        for batch in rows.batches()
+        for row in pa.RecordBatch.from_arrays(rows.keep(batch), schema=rows.kept).to_pylist()
+    ]
 
 
 def write(path: Path, text: str | bytes) -> Path:
@@ -67,7 +73,7 @@ def test_a_csv_column_that_turns_to_text_late_is_text_throughout(tmp_path: Path)
     lines = [f"{n},{n}" for n in range(200_000)]
     path = write(tmp_path / "a.csv", "id,code\n" + "\n".join(lines) + "\n200000,X-1\n")
     rows = opened(path)
-    assert rows.schema.types == [pa.int64(), pa.string()]
+    assert rows.schema.types == rows.kept.types == [pa.int64(), pa.string()]
     assert sum(batch.num_rows for batch in rows.batches()) == 200_001
 
 

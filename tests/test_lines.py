@@ -119,3 +119,31 @@ def test_any_body_is_handed_on(body: Any) -> None:
 def test_status_words_of_other_providers_are_understood(word: str | None, meant: str) -> None:
     assert status_word(word) == meant
     assert ("baking" in TERMINAL, "unknown" in TERMINAL) == (False, False)
+
+
+ANSWER = b'"response":{"status_code":200,"body":{"choices":[{"message":{"content":"yes"}}]}}'
+
+
+@pytest.mark.parametrize(
+    "error", [b"null", b"{}", b'""', b"[]", b"false", b'{"code": null, "message": null}', b'{"code": "", "data": []}']
+)
+def test_an_empty_error_beside_an_answer_is_none(error: bytes) -> None:
+    read = read_result(b'{"custom_id":"a",%b,"error":%b}' % (ANSWER, error))
+    assert (read.error_code, read.status) == (None, 200)
+    assert json.loads(read.body or b"")["choices"]
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity"])
+def test_numbers_that_python_writes_are_read(number: bytes) -> None:
+    line = b'{"custom_id":"a","response":{"status_code":200,"body":{"x":[%b, 1]}},"error":null}' % number
+    assert json.loads(read_result(line).body or b"") == {"x": [None, 1]}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"custom_id": "a", "response": {]}', b'{"id":1,"custom_id":"a","response":' + b"[" * 5000 + b"]" * 5000 + b"}"],
+)
+def test_a_line_that_names_a_request_is_its_answer_whatever_else_it_holds(line: bytes) -> None:
+    read = read_result(line)
+    assert read.custom_id == "a"
+    assert read.unreadable

@@ -10,7 +10,7 @@ import pytest
 
 from overnight.errors import JobError
 from overnight.job.job import Job
-from overnight.job.prompt import answer_of, compile_prompt, url_of
+from overnight.job.prompt import answer_of, compile_prompt
 
 BATCH = pa.record_batch({"text": ['say "hi"\n😀', "two"]})
 
@@ -48,7 +48,7 @@ def test_generate_sends_system_and_user_with_the_parameters() -> None:
 )
 def test_each_kind_goes_to_its_endpoint(task: dict[str, Any], url: str, field: str) -> None:
     made = job(task)
-    assert (url_of(made), body(made)[field]) == (url, 'say "hi"\n😀')
+    assert (made.task.url, body(made)[field]) == (url, 'say "hi"\n😀')
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def expected(rows: list[str | None], parts: Attempts) -> list[tuple[str | None, 
     for number, results in enumerate(parts):
         for one, verdict in results:
             attempts[one] = attempts.get(one, 0) + 1
-            best[one] = min(best.get(one, (99, 0)), (VERDICTS.index(verdict), -number))  # type: ignore[arg-type]
+            best[one] = min(best.get(one, (99, 0)), (VERDICTS.index(verdict), -number))
     return [
         (f"{-best[one][1]} {one}", attempts[one]) if one is not None and one in best else (None, None) for one in rows
     ]

@@ -1,4 +1,4 @@
-"""Response bodies of the endpoints, and what stands in them: text, refusal, tokens."""
+"""Response bodies of the endpoints, and what stands in them: text, calls, refusal, reasoning, tokens."""
 
 from __future__ import annotations
 
@@ -17,24 +17,31 @@ class _Usage(msgspec.Struct):
     output_tokens: int | None = None
     prompt_tokens_details: Any = None
     input_tokens_details: Any = None
+    completion_tokens_details: Any = None
+    output_tokens_details: Any = None
 
 
 class _Message(msgspec.Struct):
     content: Any = None
     refusal: Any = None
     tool_calls: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
 
 
-class _Choice(msgspec.Struct):
+class Choice(msgspec.Struct):
+    """One answer of a chat completion or a completion."""
+
     message: _Message | None = None
     text: str | None = None
     finish_reason: str | None = None
+    logprobs: Any = None
 
 
 class Body(msgspec.Struct):
     """The parts of a response body, of whichever endpoint, that columns are made of."""
 
-    choices: list[_Choice] | None = None
+    choices: list[Choice] | None = None
     output: list[Any] | None = None
     data: list[Any] | None = None
     results: list[Any] | None = None
@@ -61,50 +68,85 @@ def decode_body(body: bytes) -> Body:
         return _decode_lax(body)
 
 
+class Call(NamedTuple):
+    """One call of a function."""
+
+    name: str
+    arguments: str
+    """As JSON text."""
+
+
 class Said(NamedTuple):
     """What a model said, and why it stopped."""
 
     text: str | None
     refusal: str | None
     finish_reason: str | None
+    calls: tuple[Call, ...] = ()
+    reasoning: str | None = None
 
 
 def said_in(body: Body) -> Said:
-    """The text of a chat completion, a completion, or a Responses body."""
+    """The text of a chat completion, a completion, or a Responses body; where it has none, its calls as JSON text."""
     if body.choices:
         choice = body.choices[0]
         message = choice.message
         if message is None:
             return Said(choice.text, None, choice.finish_reason)
         text = message.content if isinstance(message.content, str) else _joined_parts(message.content)
-        if text is None and message.tool_calls:
-            text = msgspec.json.encode(message.tool_calls).decode()
-        return Said(text, str(message.refusal) if message.refusal else None, choice.finish_reason)
-    parts = [part for item in body.output or () if _is_message(item) for part in item.get("content") or ()]
+        calls = _calls(message.tool_calls)
+        reasoning = next((one for one in (message.reasoning_content, message.reasoning) if _is_text(one)), None)
+        refusal = str(message.refusal) if message.refusal else None
+        return Said(text or _as_text(message.tool_calls) or text, refusal, choice.finish_reason, calls, reasoning)
+    items = [item for item in body.output or () if isinstance(item, dict)]
+    parts = [part for item in items if item.get("type", "message") == "message" for part in item.get("content") or ()]
     refusal = next((str(part["refusal"]) for part in parts if isinstance(part, dict) and part.get("refusal")), None)
     reason = body.incomplete_details.get("reason") if isinstance(body.incomplete_details, dict) else None
-    return Said(_joined_parts(parts), refusal, reason or ("stop" if parts else None))
+    called = [item for item in items if item.get("type") in ("function_call", "custom_tool_call")]
+    calls = _calls(called)
+    thoughts = [part for item in items if item.get("type") == "reasoning"
+                for part in (item.get("summary") or item.get("content") or ())]  # fmt: skip
+    text = _joined_parts(parts)
+    stop = reason or ("stop" if parts or calls else None)
+    return Said(text or _as_text(called) or text, refusal, stop, calls, _joined_parts(thoughts, "\n\n"))
 
 
-def _is_message(item: Any) -> bool:
-    return isinstance(item, dict) and item.get("type", "message") == "message"
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
-def _joined_parts(content: Any) -> str | None:
+def _calls(found: Any) -> tuple[Call, ...]:
+    """Calls in the form of either endpoint."""
+    calls = []
+    for one in found if isinstance(found, list) else ():
+        inner = one.get("function", one.get("custom", one)) if isinstance(one, dict) else None
+        if not isinstance(inner, dict):
+            continue
+        given = inner.get("arguments", inner.get("input"))
+        text = given if isinstance(given, str) else msgspec.json.encode(given if given is not None else {}).decode()
+        calls.append(Call(str(inner.get("name") or ""), text))
+    return tuple(calls)
+
+
+def _as_text(calls: Any) -> str | None:
+    """Calls as the provider words them."""
+    return msgspec.json.encode(calls).decode() if calls else None
+
+
+def _joined_parts(content: Any, between: str = "") -> str | None:
     if not isinstance(content, list):
         return None
     texts = [part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
-    return "".join(texts) if texts else None
+    return between.join(texts) if texts else None
 
 
 def reply_with(body: Body, verdict: Verdict, answer: Any, fields: Sequence[Any] = (), code: str | None = None,
            message: str | None = None) -> Reply:  # fmt: skip
     """A verdict with the tokens, model and finish reason that the body tells."""
-    usage, tier = body.usage, body.service_tier if isinstance(body.service_tier, str) else None
-    if usage is None:
-        return Reply(verdict, answer, tuple(fields), _finish(body), code, message, body.model, service_tier=tier)
-    details = usage.prompt_tokens_details or usage.input_tokens_details
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    tier = body.service_tier if isinstance(body.service_tier, str) else None
+    usage = body.usage or _Usage()
+    given = usage.prompt_tokens_details or usage.input_tokens_details
+    made = usage.completion_tokens_details or usage.output_tokens_details
     return Reply(
         verdict,
         answer,
@@ -115,9 +157,15 @@ def reply_with(body: Body, verdict: Verdict, answer: Any, fields: Sequence[Any] 
         body.model,
         usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens,
         usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens,
-        cached if isinstance(cached, int) else None,
+        _count(given, "cached_tokens"),
         tier,
+        _count(made, "reasoning_tokens"),
     )
+
+
+def _count(details: Any, name: str) -> int | None:
+    found = details.get(name) if isinstance(details, dict) else None
+    return found if isinstance(found, int) else None
 
 
 def _finish(body: Body) -> str | None:

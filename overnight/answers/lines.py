@@ -1,7 +1,7 @@
 """The Batch API's lines and words: request lines out, result lines in.
 
 Result lines are read liberally (every deviation below was seen at a provider) and one at a time: a line that cannot be
-read costs that line.
+read costs that line, and is still the answer to the request that it names: it was paid.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ class ResultLine(NamedTuple):
     """The response's body as JSON."""
     error_code: str | None
     error_message: str | None
+    unreadable: str | None = None
+    """Why nothing but its id can be read."""
 
 
 class _Response(msgspec.Struct):
@@ -37,6 +39,7 @@ class _Result(msgspec.Struct):
 
 
 _decode_result = msgspec.json.Decoder(_Result).decode
+_CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([^"\\]{1,256})"')
 
 
 def read_result(line: bytes) -> ResultLine:
@@ -49,27 +52,53 @@ def read_result(line: bytes) -> ResultLine:
         result = _decode_result(line)
     except msgspec.ValidationError:
         return _read_loosely(line)
+    except RecursionError as error:
+        return _unreadable(line, error)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        if (mended := _without_surrogates(line)) is None:
-            raise ValueError(f"not JSON: {error}") from None
-        return read_result(mended)
+        mended = as_python_reads_it(line)
+        return read_result(mended) if mended is not None else _unreadable(line, error)
     response = result.response
-    if result.error is not None or response is None:
+    if not is_empty(result.error) or response is None:
         return _error_line(result)
     if response.body is msgspec.UNSET:
         return _read_loosely(line) if response.status_code is None else _success(result, None)
     return _success(result, bytes(response.body))
 
 
-def _without_surrogates(line: bytes) -> bytes | None:
-    """The line without halves of surrogate pairs, which models cut in the middle of an emoji leave; None: no JSON."""
-    if b"\\ud" not in line.lower():
-        return None
+def _unreadable(line: bytes, error: Exception) -> ResultLine:
+    """A line of which only the id can be read.
+
+    Raises:
+        ValueError: not even that; or it ends early, as a file that was cut does: it says nothing of what was made.
+    """
+    if (named := _CUSTOM_ID.search(line)) is None or "truncated" in str(error):
+        raise ValueError(f"not JSON: {error}") from None
+    return ResultLine(named[1].decode(errors="replace"), None, None, None, None, str(error))
+
+
+def as_python_reads_it(line: bytes) -> bytes | None:
+    """A line that Python's json reads and JSON does not know, as JSON; None: it is the same, or no JSON at all.
+
+    Halves of surrogate pairs, which models cut in the middle of an emoji leave; `NaN` and `Infinity`, which
+    Python servers write (they become null); bytes that are not UTF-8.
+    """
     try:
-        mended = json.dumps(json.loads(line), ensure_ascii=False, allow_nan=False).encode(errors="replace")
+        read = json.loads(line.decode(errors="replace"), parse_constant=_no_number)
+        mended = json.dumps(read, ensure_ascii=False).encode(errors="replace")
     except (ValueError, RecursionError):
         return None
-    return mended if mended != line else None
+    return mended if mended != line.rstrip(b"\n") else None
+
+
+def _no_number(_name: str) -> None:
+    return None
+
+
+def is_empty(error: Any) -> bool:
+    """Whether an error says nothing, in any of the shapes that stand beside an answer: `{}`, `""`, `{"code": null}`."""
+    if isinstance(error, dict):
+        return all(is_empty(part) for part in error.values())
+    return error in (None, "", False) or error == []
 
 
 def _success(result: _Result, body: bytes | None) -> ResultLine:
@@ -101,7 +130,10 @@ def _error_line(result: _Result) -> ResultLine:
 
 def _read_loosely(line: bytes) -> ResultLine:
     """Lines whose fields have unusual types, or the completion directly under `response` (Nebius)."""
-    loose = msgspec.json.decode(line)
+    try:
+        loose = msgspec.json.decode(line)
+    except RecursionError as error:
+        return _unreadable(line, error)
     if not isinstance(loose, dict) or not isinstance(loose.get("custom_id"), str):
         raise ValueError("no object with a custom_id")  # noqa: TRY004 - a line's fault, not a caller's
     response = loose.get("response")
@@ -115,4 +147,4 @@ def _read_loosely(line: bytes) -> ResultLine:
     number = int(str(status).split(".")[0]) if str(status)[:1].isdigit() else None
     encoded = body.encode() if isinstance(body, str) else msgspec.json.encode(body)
     typed = _Result(loose["custom_id"], _Response(msgspec.Raw(encoded), number), loose.get("error"))
-    return _error_line(typed) if typed.error is not None else _success(typed, encoded)
+    return _success(typed, encoded) if is_empty(typed.error) else _error_line(typed)

@@ -30,13 +30,15 @@ from overnight.store.parquet import TableWriter, write_parquet
 
 logger = logging.getLogger("overnight.parse")
 
-USAGE = ("input_tokens", "output_tokens", "cached_tokens")
+USAGE = ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens")
 
 
 _FLUSH_ROWS = 2048
 """Rows as Python tuples at one time: more are slower to turn into Arrow, and cost memory."""
 
 
+_TOLD = 9
+"""Of a reply, from its finish reason to its reasoning tokens: as many columns, in their order."""
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
 
 
@@ -65,9 +67,10 @@ class Parsed:
 class PartWriter:
     """Writes replies as rows of a result part."""
 
-    def __init__(self, table: TableWriter, schema: pa.Schema, batch_id: str | None, rates: Rates | None = None) -> None:
-        self._table, self._schema, self._batch_id, self._rates = table, schema, batch_id, rates
-        self._blank = (None,) * (len(schema) - 14)
+    def __init__(self, table: TableWriter, answer: Answer, batch_id: str | None, rates: Rates | None = None) -> None:
+        self._table, self._schema, self._batch_id, self._rates = table, result_schema(answer), batch_id, rates
+        self._blank = (None,) * len(answer.columns)
+        self._extras = [extra.told for extra in answer.extras]
         self._rows: list[tuple[Any, ...]] = []
         self.usage = Counter(dict.fromkeys([*USAGE, "unmetered"], 0))
         self.service_tiers: Counter[str] = Counter()
@@ -96,7 +99,8 @@ class PartWriter:
                 reply.verdict,
                 reply.answer,
                 *(reply.fields or self._blank),
-                *reply[3:],
+                *[getattr(reply, told) for told in self._extras],
+                *reply[3 : 3 + _TOLD],
                 self._cost(reply),
                 self._batch_id,
                 raw.decode(errors="replace") if raw is not None else None,
@@ -190,10 +194,9 @@ def reconcile(
     files: ResponseFiles, request_file: Path, part: Path, answer: Answer, rates: Rates | None = None
 ) -> Parsed:
     """Reads a batch's files into a result part, with one row for every request of its shard."""
-    schema = result_schema(answer)
     ids = list(custom_ids(request_file))
-    with write_parquet(part, schema) as table:
-        reconciler = Reconciler(ids, answer_reader(answer), PartWriter(table, schema, files.batch.batch_id, rates))
+    with write_parquet(part, result_schema(answer)) as table:
+        reconciler = Reconciler(ids, answer_reader(answer), PartWriter(table, answer, files.batch.batch_id, rates))
         for path in (files.output, files.error):
             if path is not None:
                 with path.open("rb") as lines:

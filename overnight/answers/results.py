@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from overnight.answers.verdicts import SETTLED
+from overnight.answers.verdicts import PROMPT_FILTERED, SETTLED
 from overnight.errors import LedgerError
 from overnight.job.answer import Answer
 from overnight.ledger.records import Batch, Shard
@@ -25,6 +25,7 @@ def result_schema(answer: Answer) -> pa.Schema:
             pa.field("verdict", pa.string(), nullable=False),
             pa.field("answer", answer.type),
             *(pa.field(f"answer_{column.name}", column.type) for column in answer.columns),
+            *(extra.field for extra in answer.extras),
             pa.field("finish_reason", pa.string()),
             pa.field("error_code", pa.string()),
             pa.field("error_message", pa.string()),
@@ -33,6 +34,7 @@ def result_schema(answer: Answer) -> pa.Schema:
             pa.field("output_tokens", pa.int64()),
             pa.field("cached_tokens", pa.int64()),
             pa.field("service_tier", pa.string()),
+            pa.field("reasoning_tokens", pa.int64()),
             pa.field("cost_usd", pa.float64()),
             pa.field("batch_id", pa.string()),
             pa.field("raw", pa.string()),
@@ -48,6 +50,8 @@ def part_name(shard: Shard, batch: Batch) -> str:
 def unmetered(rows: pa.RecordBatch | pa.Table) -> pa.Array:
     """Which results hold an answer whose tokens the provider does not tell: what it cost is not known."""
     answered = pa.compute.is_in(rows["verdict"], value_set=pa.array(["succeeded", "invalid", "refused"]))
+    filtered = pa.compute.is_in(rows["error_code"], value_set=pa.array(sorted(PROMPT_FILTERED)))
+    answered = pa.compute.and_not(answered, filtered)
     untold = pa.compute.and_(pa.compute.is_null(rows["input_tokens"]), pa.compute.is_null(rows["output_tokens"]))
     return pa.compute.and_(answered, untold)
 

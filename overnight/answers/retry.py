@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from overnight.answers.verdicts import Reply
-from overnight.job.job import TOKEN_LIMITS, Limits
+from overnight.job.job import Limits
 from overnight.job.profiles import Profile
+from overnight.job.task import TOKEN_LIMITS
 from overnight.ledger.records import Batch, NewShard, Shard
 from overnight.ledger.request_files import kind_of, request_file, shard_lines, staged_files
 from overnight.ledger.shards import ShardWriter
@@ -67,20 +68,24 @@ def retries_of(
 
 
 def _askable(reply: Reply) -> bool:
-    return reply.error_code in ("cut", "invalid_json", "schema_violation", "unknown_label", "no_answer")
+    return reply.error_code in (
+        "cut", "invalid_json", "schema_violation", "unknown_label", "no_answer", "no_tool_call", "unknown_tool"
+    )  # fmt: skip
 
 
 def reasked(line: bytes, reply: Reply) -> bytes:
     """A request line with what was wrong with its answer; the same line where nothing can be said.
 
-    A cut answer is asked for with twice the tokens. The id stays: it is the same row's request.
+    A cut answer is asked for with twice the tokens, where the request limits them. The id stays: it is the same row's
+    request.
     """
     request: dict[str, Any] = msgspec.json.decode(line)
     body = request["body"]
-    if reply.error_code == "cut":
-        raised = {name: body[name] * _MORE_TOKENS for name in TOKEN_LIMITS if isinstance(body.get(name), int)}
+    raised = {name: body[name] * _MORE_TOKENS for name in TOKEN_LIMITS if isinstance(body.get(name), int)}
+    if reply.error_code == "cut" and raised:
         request["body"] = body | raised
-    elif said := _said(reply):
+    elif request["url"].endswith(("/chat/completions", "/responses")):
+        said = _said(reply)
         field = "messages" if "messages" in body else "input"
         turns = body[field] if isinstance(body[field], list) else [{"role": "user", "content": body[field]}]
         request["body"] = body | {field: [*turns, *said]}
@@ -88,8 +93,9 @@ def reasked(line: bytes, reply: Reply) -> bytes:
 
 
 def _said(reply: Reply) -> list[dict[str, str]]:
-    wrong = {"role": "user", "content": f"That is not a valid answer ({reply.error_message}). Answer again, as asked."}
-    return [{"role": "assistant", "content": reply.answer}, wrong] if reply.answer else []
+    wrong = f"That is not a valid answer ({reply.error_message}). Answer again, as asked."
+    before = [{"role": "assistant", "content": reply.answer}] if reply.answer else []
+    return [*before, {"role": "user", "content": wrong}]
 
 
 def write_retries(
@@ -105,8 +111,11 @@ def write_retries(
             limits = profile.overridden(max_requests=how.largest and min(how.largest, profile.max_requests))
             writer = ShardWriter(staging, round_, numbers, limits, kind_of(shard), how.attempt, how.reask, shard.canary)
             for custom_id, line in shard_lines(source):
-                if custom_id in replies:
-                    writer.write([reasked(line, replies[custom_id]) if how.reask > shard.reask else line])
+                if custom_id not in replies:
+                    continue
+                asked = reasked(line, replies[custom_id]) if how.reask > shard.reask else line
+                if how.reask == shard.reask or asked != line:  # the same words would get the same answer, and be paid
+                    writer.write([asked])
             yield from writer.finish()
 
     return staged_files(folder, round_, write)

@@ -18,6 +18,11 @@ VERDICTS: tuple[Verdict, ...] = ("succeeded", "refused", "invalid", "failed", "r
 SETTLED: frozenset[Verdict] = frozenset({"succeeded", "refused", "invalid", "failed"})
 """Verdicts whose request is not sent again: the answer is there, or would be the same."""
 
+PROMPT_FILTERED: frozenset[str] = frozenset({
+    "content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation", "data_inspection_failed",
+    "DataInspectionFailed",
+})  # fmt: skip
+"""Codes of providers that will not look at a prompt (Azure OpenAI's and DashScope's references): nothing is made."""
 _RETRYABLE_STATUS = frozenset({0, 408, 409, 429})
 
 
@@ -37,6 +42,15 @@ class Reply(NamedTuple):
     output_tokens: int | None = None
     cached_tokens: int | None = None
     service_tier: str | None = None
+    reasoning_tokens: int | None = None
+    reasoning: str | None = None
+    """What the model thought, where the provider tells."""
+    logprob: float | None = None
+    """Mean over the answer's tokens, where they were asked for."""
+    probability: float | None = None
+    """Of the label, from the same."""
+    answers: tuple[str | None, ...] | None = None
+    """All answers of a request that asks for several; None at the place of one that is not valid."""
 
 
 def http_failure(line: ResultLine) -> Reply:
@@ -68,6 +82,8 @@ def failure_verdict(status: int | None, code: str) -> Verdict:
     """
     if code in ("batch_expired", "batch_cancelled"):
         return "expired"
+    if code in PROMPT_FILTERED:
+        return "refused"
     if status is not None and 400 <= status < 500 and status not in _RETRYABLE_STATUS:
         return "failed"
     return "failed" if status is None and code.startswith("invalid") else "retryable"

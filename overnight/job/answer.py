@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -36,14 +36,30 @@ def _closed(properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class Extra(NamedTuple):
+    """A column that answers have beside the answer itself."""
+
+    field: pa.Field
+    told: str
+    """What of a reply it holds."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What kind of answer a task asks for."""
 
-    kind: Literal["text", "json", "label", "embedding", "moderation", "raw"]
+    kind: Literal["text", "json", "label", "embedding", "moderation", "raw", "calls"]
     schema: Mapping[str, Any] | None = None
     labels: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
+    tools: Mapping[str, Any] = field(default_factory=dict)
+    """The schemas of the functions that may be called, by name."""
+    must_call: bool = False
+    """Whether an answer without a call is none."""
+    several: bool = False
+    """Whether one request has several answers (`n`)."""
+    logprobs: bool = False
+    """Whether the probabilities of its tokens were asked for."""
 
     @staticmethod
     def text() -> Answer:
@@ -75,9 +91,30 @@ class Answer:
         return Answer("moderation", columns=columns)
 
     @staticmethod
+    def calls(tools: Mapping[str, Any], *, required: bool) -> Answer:
+        """Calls of functions: the first in columns, all of them as the provider's JSON."""
+        columns = (Column("tool", pa.string(), nested=False), Column("arguments", pa.string(), nested=False))
+        return Answer("calls", columns=columns, tools=tools, must_call=required)
+
+    @staticmethod
     def raw() -> Answer:
         """Whatever the body holds: nothing is known of what was asked for."""
         return Answer("raw")
+
+    @property
+    def extras(self) -> tuple[Extra, ...]:
+        """What is told beside the answer; a column of the answer's own schema goes before one of the same name."""
+        found = []
+        if self.several:
+            found.append(Extra(pa.field("answers", pa.list_(pa.string())), "answers"))
+        if self.kind not in ("embedding", "moderation"):
+            found.append(Extra(pa.field("answer_reasoning", pa.string()), "reasoning"))
+        if self.logprobs:
+            found.append(Extra(pa.field("answer_logprob", pa.float64()), "logprob"))
+            if self.kind == "label":
+                found.append(Extra(pa.field("answer_probability", pa.float64()), "probability"))
+        own = {f"answer_{column.name}" for column in self.columns}
+        return tuple(extra for extra in found if extra.field.name not in own)
 
     @property
     def type(self) -> pa.DataType:

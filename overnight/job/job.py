@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
+from overnight.job.parameters import check_parameters
 from overnight.job.profiles import Profile, profile_names
+from overnight.job.task import Part, Raw, Task
 from overnight.text import did_you_mean
 
 
@@ -20,16 +22,14 @@ def _known_profile(name: str) -> str:
     return name
 
 
-TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-"""Parameters that bound the length of an answer, as the endpoints name them."""
-Template = Annotated[str, Field(min_length=1, description="Jinja over the row's columns, such as `{{ review }}`.")]
+_LATER = {
+    "dataset": {"delimiter", "encoding", "sql"},
+    "task": {"messages", "images", "files", "audio", "tools", "tool_choice", "constant", "strict"},
+}
+"""Fields that came after the first version: left out of a job's definition where they are not used."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
-
-
-class Dataset(_Part):
+class Dataset(Part):
     """Where the rows come from."""
 
     path: str = ""
@@ -39,138 +39,22 @@ class Dataset(_Part):
     """Columns that together name a row; checked to be unique. Optional."""
     format: Literal["auto", "csv", "parquet", "jsonl"] = "auto"
     """How to read the files; `auto` goes by the file name."""
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    """What stands between the cells of a csv file, where it is not seen from the file."""
+    encoding: str | None = None
+    """The encoding of text files as Python names it (`cp1252`, `utf-16`), where it is neither UTF-8 nor told by a
+    byte-order mark."""
+    sql: str | None = Field(default=None, min_length=1)
+    """A DuckDB query in place of files: `select … from 'data/*.parquet' where … order by id`. It needs an ORDER BY, or
+    `key`. File names in it start at the folder `path`, else at the working directory."""
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return "dataset.sql" if self.sql is not None else self.path
 
 
-class Generate(_Part):
-    """One chat completion per row, free text or structured."""
-
-    kind: Literal["generate"] = "generate"
-    prompt: Template
-    """The user message."""
-    system: str | None = None
-    """The system message: also a template. Keep it the same for all rows, and providers can cache it."""
-    output_schema: dict[str, JsonValue] | str | None = Field(default=None, alias="schema")
-    """What the answer looks like: a JSON Schema, the path of a file with one, or `module:PydanticModel`. Each of its
-    properties becomes a typed column `answer_<property>`."""
-
-
-class Summarize(_Part):
-    """A summary per row."""
-
-    kind: Literal["summarize"] = "summarize"
-    text: Template
-    """What to summarize."""
-    sentences: int = Field(default=2, ge=1, le=50)
-    """Length of a summary, in sentences."""
-    style: str = "concise and accurate"
-    """How the summary should read."""
-
-
-class Translate(_Part):
-    """A translation per row."""
-
-    kind: Literal["translate"] = "translate"
-    text: Template
-    """What to translate."""
-    target_language: str = Field(min_length=1)
-    """The language to translate into, in words: `French`."""
-    source_language: str | None = None
-    """The language of the text, where it is known."""
-
-
-class Classify(_Part):
-    """One label per row, from a list."""
-
-    kind: Literal["classify"] = "classify"
-    text: Template
-    """What to classify."""
-    labels: tuple[str, ...] | dict[str, str] = Field(min_length=2)
-    """The labels; or label: description, where a label needs explaining."""
-    label_name: str = Field(default="label", pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
-    """What the labels tell, in a word: `sentiment`, `topic`, `urgency`. Small models answer better when it is said."""
-    instructions: str | None = None
-    """One more sentence for the model, such as what the texts are."""
-
-    @field_validator("labels")
-    @classmethod
-    def _distinct(cls, labels: tuple[str, ...] | dict[str, str]) -> tuple[str, ...] | dict[str, str]:
-        if len(set(labels)) < len(labels):
-            raise ValueError("task.labels has a label twice")
-        return labels
-
-
-class Extract(_Part):
-    """Named, typed fields per row."""
-
-    kind: Literal["extract"] = "extract"
-    text: Template
-    """What to extract from."""
-    fields: dict[str, Literal["string", "integer", "number", "boolean", "strings"]] = Field(min_length=1)
-    """Name of a field: its type. Each becomes a column `answer_<field>`, null where the text does not say."""
-    instructions: str | None = None
-    """One more sentence for the model, such as what the texts are."""
-
-
-class Embed(_Part):
-    """An embedding per row (`/v1/embeddings`)."""
-
-    kind: Literal["embed"] = "embed"
-    input: Template
-    """What to embed."""
-
-
-class Respond(_Part):
-    """One call of the Responses API per row (`/v1/responses`)."""
-
-    kind: Literal["respond"] = "respond"
-    input: Template
-    """What to answer."""
-    instructions: str | None = None
-    """The system message: also a template."""
-    output_schema: dict[str, JsonValue] | str | None = Field(default=None, alias="schema")
-    """As in `generate`."""
-
-
-class Complete(_Part):
-    """A plain completion per row (`/v1/completions`)."""
-
-    kind: Literal["complete"] = "complete"
-    prompt: Template
-    """The text to continue."""
-
-
-class Moderate(_Part):
-    """A moderation verdict per row (`/v1/moderations`)."""
-
-    kind: Literal["moderate"] = "moderate"
-    input: Template
-    """What to judge."""
-
-
-class Raw(_Part):
-    """Request bodies that exist already, sent as they are."""
-
-    kind: Literal["raw"] = "raw"
-    body: str | None = None
-    """The column that holds whole request bodies (JSON text or a struct). Left out: the dataset is a batch JSONL file,
-    with its own custom_ids."""
-    url: str = "/v1/chat/completions"
-    """The endpoint for the bodies of a column; a batch JSONL file names its own."""
-
-
-def _as_tabs(schema: dict[str, Any]) -> None:
-    """Prefect's form makes tabs of `anyOf`, and a bare text box of `oneOf` with a discriminator."""
-    schema["anyOf"] = schema.pop("oneOf")
-    schema.pop("discriminator")
-
-
-Task = Annotated[
-    Generate | Summarize | Translate | Classify | Extract | Embed | Respond | Complete | Moderate | Raw,
-    Field(discriminator="kind", json_schema_extra=_as_tabs),
-]
-
-
-class Prices(_Part):
+class Prices(Part):
     """What the provider asks, where the price list does not know it."""
 
     input: float = Field(ge=0)
@@ -179,7 +63,7 @@ class Prices(_Part):
     """USD per million output tokens, as batches are billed."""
 
 
-class ProviderChoice(_Part, title="Provider"):
+class ProviderChoice(Part, title="Provider"):
     """Who answers. A profile gives everything; the other fields override it."""
 
     profile: Annotated[str, AfterValidator(_known_profile)] = Field(
@@ -209,7 +93,7 @@ class ProviderChoice(_Part, title="Provider"):
         )
 
 
-class Limits(_Part):
+class Limits(Part):
     """How much, how often, how long. What is left out comes from the provider's profile."""
 
     budget_usd: float | None = Field(default=None, gt=0)
@@ -244,14 +128,14 @@ class Limits(_Part):
     """Shortest pause between two looks at a batch; pauses grow from here to ten times as long."""
 
 
-class Output(_Part):
+class Output(Part):
     """How the joined table looks."""
 
     prefix: str = Field(default="", pattern=r"^[A-Za-z0-9_]*$")
     """Set before the names of all columns that overnight adds: for datasets that have a column of the same name."""
 
 
-class Report(_Part):
+class Report(Part):
     """What the report adds."""
 
     compare: str | None = None
@@ -260,7 +144,7 @@ class Report(_Part):
     """Rows with their answers, and rows without, that the page shows, picked at random; 0 keeps rows off the page."""
 
 
-class Job(_Part):
+class Job(Part):
     """A dataset, a task, a model, a provider, and limits."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,30}$")
@@ -271,7 +155,7 @@ class Job(_Part):
     """What to ask of each row."""
     model: str | None = Field(default=None, min_length=1)
     """The model, as the provider names it. Only `raw` goes without: its bodies name theirs."""
-    parameters: dict[str, JsonValue] = {}
+    parameters: dict[str, JsonValue] = Field(default={})
     """Put into every request body as they are: `temperature`, `max_tokens`, `reasoning_effort`, …"""
     provider: ProviderChoice = ProviderChoice()
     """Who answers."""
@@ -294,9 +178,9 @@ class Job(_Part):
             raise ValueError("a model is needed: model: NAME, as the provider calls it")
         if isinstance(self.task, Raw) and (self.model or self.parameters):
             raise ValueError("raw bodies are sent as they are: leave out model and parameters")
-        reserved = sorted(self.parameters.keys() & {"model", "messages", "input", "prompt", "stream", "instructions"})
-        if reserved:
-            raise ValueError(f"parameters cannot hold {', '.join(reserved)}: the task and the model field set the body")
+        if isinstance(self.task, Raw):
+            return self
+        check_parameters(self.task.url, self.parameters)
         return self
 
     @property
@@ -320,5 +204,8 @@ class Job(_Part):
         parts = self.model_dump(
             mode="json", by_alias=True, include={"dataset", "task", "model", "parameters", "deduplicate"}
         )
+        for part, names in _LATER.items():  # a job of an older version is still the same job
+            given = parts[part].items()
+            parts[part] = {name: value for name, value in given if name not in names or value not in (None, False, [])}
         profile = self.profile
         return parts | {"provider": profile.name, "base_url": profile.base_url}

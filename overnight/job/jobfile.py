@@ -12,7 +12,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from overnight.errors import JobError, Problem
-from overnight.job.job import Job, ProviderChoice, Task
+from overnight.job.job import Job, ProviderChoice
+from overnight.job.task import Task
 from overnight.text import did_you_mean
 
 

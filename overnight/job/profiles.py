@@ -40,6 +40,8 @@ class Profile(BaseModel):
     """The purpose that an input file is uploaded with."""
     structured_output: Literal["json_schema", "json_object", "none"] = "json_schema"
     """The strongest `response_format` that the provider is documented to take."""
+    fetches_addresses: bool = True
+    """Whether it fetches images and documents by their addresses."""
     lists_batches: bool = True
     """Whether the batches of the account can be listed: how a lost reply is found again."""
     probes_queue: bool = False

@@ -4,45 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-from uuid import uuid4
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgspec
 import pyarrow as pa
 
-from overnight.errors import JobError
+from overnight.errors import TemplateError
 from overnight.job.answer import Answer, label_schema, object_schema
-from overnight.job.job import (
-    Classify,
-    Complete,
-    Embed,
-    Extract,
-    Generate,
-    Job,
-    Moderate,
-    Raw,
-    Respond,
-    Summarize,
-    Translate,
-)
+from overnight.job.body import marked_body, named_tools
+from overnight.job.job import Job
+from overnight.job.marks import Marks, Slot
+from overnight.job.parameters import merged
 from overnight.job.schema import load_schema
-from overnight.job.template import Template, compile_template, escape, escaped_column
+from overnight.job.slots import Conversation, Errors, Parts
+from overnight.job.strict import make_strict
+from overnight.job.task import CHAT, COMPLETIONS, RESPONSES, Classify, Embed, Extract, Generate, Moderate, Raw, Respond
+from overnight.job.template import Template, escape, escaped_column
 
-CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
-EMBEDDINGS, COMPLETIONS, MODERATIONS = "/v1/embeddings", "/v1/completions", "/v1/moderations"
+_SHOWN_BYTES = 6_000
+"""What an image, document or recording counts for in an estimate beside its own bytes, at four to a token: most images
+are billed as 85 to 1,500 tokens, whatever their size (OpenAI's guide to images, November 2026)."""
 
 
 def canonical(body: Mapping[str, Any]) -> bytes:
     """A body as compact JSON, its keys sorted. Inside them order stays: a schema's properties are written in it."""
     return msgspec.json.encode(dict(sorted(body.items())))
-
-
-class Chat(NamedTuple):
-    """What a chat preset comes down to: texts, with marks where templates go."""
-
-    system: str | None
-    user: str
 
 
 @dataclass(frozen=True)
@@ -62,9 +49,11 @@ class Prompt:
     url: str
     pattern: bytes
     """The canonical body with `%b` for every column or rendered template."""
-    slots: tuple[str | Template, ...]
-    """What fills the pattern, in order: a column's name, or a template."""
+    slots: tuple[Slot, ...]
+    """What fills the pattern, in order."""
     templates: tuple[Template, ...]
+    columns: tuple[str, ...]
+    """Those that the prompt is made of."""
     frame: int
     """Bytes of every body that are no prompt: keys, parameters, the model."""
     _renderers: dict[str, Callable[[pa.RecordBatch], Any]] = field(default_factory=dict, compare=False)
@@ -83,9 +72,11 @@ class Prompt:
                         errors[position] = ("null_input", f"column {column!r} is null")
         return Bodies(texts, errors)
 
-    def _fill(self, slot: str | Template, batch: pa.RecordBatch, errors: dict[int, tuple[str, str]]) -> list[bytes]:
+    def _fill(self, slot: Slot, batch: pa.RecordBatch, errors: Errors) -> list[bytes]:
         if isinstance(slot, str):
             return escaped_column(batch[slot])
+        if isinstance(slot, Parts | Conversation):
+            return slot.fill(batch, errors)
         if slot.name not in self._renderers:
             self._renderers[slot.name] = slot.renderer()
         rendered = self._renderers[slot.name](batch)
@@ -101,21 +92,54 @@ def compile_prompt(job: Job, schema: pa.Schema) -> Prompt:
         TemplateError: a template has an error or names an unknown column.
         JobError: the answer's schema cannot be read.
     """
-    marks = _Marks(schema)
+    marks = Marks(schema)
     answer = answer_of(job)
-    body = _body(job, answer, marks)
-    pattern, slots = marks.split(canonical({**body, **job.parameters, "model": job.model}))
-    said = sum(len(escape(text)) for text in _texts(body)) - sum(map(len, marks.templates))
-    said += sum(len(escape(text)) for one in marks.templates.values() if one.plain for text in one.parts[0::2])
-    schema = len(canonical(answer.schema)) if answer.schema else 0
-    frame = len(pattern.replace(b"%b", b"").replace(b"%%", b"%")) - said - schema
-    return Prompt(url_of(job), pattern, tuple(slots), tuple(marks.templates.values()), max(0, frame))
+    body = marked_body(job, answer, marks)
+    columns = dict.fromkeys(name for one in marks.slots.values() for name in _columns(one))
+    if not columns and not getattr(job.task, "constant", False):
+        raise TemplateError(f"task.{_asking(job)} names no column, so every row would be asked the same: write "
+                            f"{{{{ {next(iter(schema.names), 'column')} }}}} where the row's text goes, or set "
+                            "task.constant: true")  # fmt: skip
+    pattern, slots = marks.split(canonical({**merged(body, job.parameters), "model": job.model}))
+    said = sum(len(escape(text)) for text in _texts(body)) - sum(map(len, marks.slots))
+    said += sum(len(escape(text)) for one in marks.templates if one.plain for text in one.parts[0::2])
+    schema_bytes = len(canonical(answer.schema)) if answer.schema else 0
+    shown = sum(len(one.shown) for one in marks.slots.values() if isinstance(one, Parts))
+    frame = len(pattern.replace(b"%b", b"").replace(b"%%", b"%")) - said - schema_bytes
+    return Prompt(
+        job.task.url,
+        pattern,
+        tuple(slots),
+        tuple(marks.templates),
+        tuple(columns),
+        max(0, frame) - shown * _SHOWN_BYTES,
+    )
+
+
+def _asking(job: Job) -> str:
+    """The field that says what to ask."""
+    return next(name for name in ("prompt", "messages", "text", "input") if getattr(job.task, name, None))
+
+
+def _columns(slot: Template | Parts | Conversation) -> tuple[str, ...]:
+    match slot:
+        case Parts(text=text, shown=shown):
+            return (*text.columns, *(name for one in shown for name in one.template.columns))
+        case Conversation(column=column, system=system):
+            return (column, *(system.columns if system else ()))
+        case Template(columns=columns):
+            return columns
 
 
 def _texts(body: Mapping[str, Any]) -> Iterator[str]:
     """The texts of a body that are prompt."""
-    yield from (message["content"] for message in body.get("messages", ()))
-    yield from (body[name] for name in ("input", "prompt", "instructions") if name in body)
+    messages = body.get("messages", ())
+    yield from (one["content"] for one in messages if isinstance(one, dict))
+    if isinstance(messages, str):
+        yield messages
+    given = body.get("input")
+    yield from (one["content"] for one in given) if isinstance(given, list) else ([given] if given else [])
+    yield from (body[name] for name in ("prompt", "instructions") if name in body)
 
 
 def definition_of(job: Job) -> dict[str, Any]:
@@ -124,29 +148,19 @@ def definition_of(job: Job) -> dict[str, Any]:
     return job.definition() | {"schema": json.loads(json.dumps(schema))}
 
 
-def url_of(job: Job) -> str:
-    """The endpoint that a job's requests go to; a batch JSONL file may name others."""
-    match job.task:
-        case Embed():
-            return EMBEDDINGS
-        case Moderate():
-            return MODERATIONS
-        case Complete():
-            return COMPLETIONS
-        case Respond():
-            return RESPONSES
-        case Raw(url=url):
-            return url
-        case _:
-            return CHAT
-
-
 def answer_of(job: Job) -> Answer:
     """What a job's answers look like.
 
     Raises:
         JobError: the answer's schema cannot be read.
     """
+    given = job.parameters
+    several = isinstance(given.get("n"), int) and given["n"] != 1 and job.task.url in (CHAT, COMPLETIONS)
+    asked = bool(given.get("logprobs") or given.get("top_logprobs"))
+    return replace(_answer_kind(job), several=several, logprobs=asked and job.task.url in (CHAT, RESPONSES))
+
+
+def _answer_kind(job: Job) -> Answer:
     match job.task:
         case Embed():
             return Answer.embedding()
@@ -159,103 +173,27 @@ def answer_of(job: Job) -> Answer:
             return Answer.label(tuple(labels), label_schema(name, labels) if structured else None)
         case Extract(fields=fields):
             return Answer.structured(object_schema(fields))
+        case Generate(tools=tools) | Respond(tools=tools) if tools:
+            schemas = {tool["name"]: tool.get("parameters", {}) for tool in named_tools(job.task)}
+            return Answer.calls(schemas, required=job.task.tool_choice not in (None, "auto", "none"))
         case Generate(output_schema=schema) | Respond(output_schema=schema) if schema is not None:
-            return Answer.structured(load_schema(schema))
+            return Answer.structured(_held_schema(job, load_schema(schema))[0])
         case _:
             return Answer.text()
 
 
-class _Marks:
-    """Stands a mark into the body for each template, to be found again in the encoded JSON."""
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self.schema = schema
-        self.templates: dict[str, Template] = {}
-
-    def put(self, name: str, source: str) -> str:
-        mark = f"<{uuid4().hex}>"
-        self.templates[mark] = compile_template(name, source, self.schema)
-        return mark
-
-    def split(self, encoded: bytes) -> tuple[bytes, list[str | Template]]:
-        """The body as a `%b` pattern, and what fills it."""
-        pattern, slots = b"", list[str | Template]()
-        at = 0
-        for start, mark in sorted((encoded.index(mark.encode()), mark) for mark in self.templates):
-            pattern += encoded[at:start].replace(b"%", b"%%")
-            inner, filled = _inline(self.templates[mark])
-            pattern, slots = pattern + inner, slots + filled
-            at = start + len(mark)
-        return pattern + encoded[at:].replace(b"%", b"%%"), slots
+def _held_schema(job: Job, schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A schema as the provider gets it, and what was changed of it."""
+    if job.profile.structured_output != "json_schema" or not getattr(job.task, "strict", True):
+        return schema, []
+    return make_strict(schema)
 
 
-def _inline(template: Template) -> tuple[bytes, list[str | Template]]:
-    if not template.plain:
-        return b"%b", [template]
-    constant, columns = template.parts[0::2], template.parts[1::2]
-    return b"%b".join(escape(text).replace(b"%", b"%%") for text in constant), list(columns)
+def schema_changes(job: Job) -> list[str]:
+    """What was changed of the job's own schema, so that the provider can hold answers to it.
 
-
-def _body(job: Job, answer: Answer, marks: _Marks) -> dict[str, Any]:
-    match job.task:
-        case Embed(input=text) | Moderate(input=text):
-            return {"input": marks.put("task.input", text)}
-        case Complete(prompt=text):
-            return {"prompt": marks.put("task.prompt", text)}
-        case Respond(input=text, instructions=instructions):
-            body: dict[str, Any] = {"input": marks.put("task.input", text)}
-            if instructions:
-                body["instructions"] = marks.put("task.instructions", instructions)
-            if answer.schema is not None:
-                form = {"type": "json_schema", "name": "answer", "schema": answer.schema, "strict": True}
-                body["text"] = {"format": form}
-            return body
-        case Raw():
-            raise JobError("raw requests have no prompt")
-        case _:
-            return _chat_body(job, _chat(job.task, answer, marks), answer)
-
-
-def _chat(task: Generate | Summarize | Translate | Classify | Extract, answer: Answer, marks: _Marks) -> Chat:
-    if isinstance(task, Generate):
-        system = marks.put("task.system", task.system) if task.system else None
-        return Chat(system, marks.put("task.prompt", task.prompt))
-    user = marks.put("task.text", task.text)
-    match task:
-        case Summarize():
-            length = "one sentence" if task.sentences == 1 else f"{task.sentences} sentences"
-            form = f"Reply with a summary of {length}, {task.style}, and nothing else."
-            return Chat(f"You summarize texts. {form}", user)
-        case Translate():
-            origin = f" from {task.source_language}" if task.source_language else ""
-            form = "Reply with the translation and nothing else."
-            return Chat(f"You translate texts{origin} into {task.target_language}. {form}", user)
-        case Classify(labels=labels, label_name=name):
-            named = [f"{one} ({labels[one]})" for one in labels] if isinstance(labels, Mapping) else list(labels)
-            wanted = f"{', '.join(named[:-1])} or {named[-1]}"
-            role = f"You are a {name} classifier." if name != "label" else "You are a classifier."
-            form = "" if answer.schema else "Reply with the label and nothing else."
-            system = _sentences(role, f"Decide whether the text is {wanted}.", task.instructions, form)
-            return Chat(system, user)
-        case Extract():
-            form = "Give each field as the text states it, and null where it does not."
-            return Chat(_sentences("You extract facts from texts.", form, task.instructions), user)
-
-
-def _chat_body(job: Job, chat: Chat, answer: Answer) -> dict[str, Any]:
-    system, support = chat.system, job.profile.structured_output
-    body: dict[str, Any] = {}
-    if answer.schema is not None and support == "json_schema":
-        form = {"name": "answer", "schema": answer.schema, "strict": True}
-        body["response_format"] = {"type": "json_schema", "json_schema": form}
-    elif answer.schema is not None:
-        wanted = f"Reply with one JSON object that fits this JSON Schema: {json.dumps(answer.schema)}"
-        system = f"{system}\n{wanted}" if system else wanted
-        if support == "json_object":
-            body["response_format"] = {"type": "json_object"}
-    messages = [{"role": "system", "content": system}] if system else []
-    return body | {"messages": [*messages, {"role": "user", "content": chat.user}]}
-
-
-def _sentences(*sentences: str | None) -> str:
-    return " ".join(sentence for sentence in sentences if sentence)
+    Raises:
+        JobError: the schema cannot be read, or cannot be held strictly.
+    """
+    source = getattr(job.task, "output_schema", None)
+    return [] if source is None else _held_schema(job, load_schema(source))[1]

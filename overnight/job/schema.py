@@ -35,13 +35,26 @@ def load_schema(source: Mapping[str, Any] | str) -> dict[str, Any]:
         JobError: it cannot be found, is no JSON Schema, or does not describe an object.
     """
     schema = dict(source) if isinstance(source, Mapping) else _from_name(source)
-    try:
-        jsonschema_rs.validator_for(schema)
-    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
-        raise JobError(f"task.schema is not a valid JSON Schema: {str(error).splitlines()[0]}") from None
+    check_schema(schema, "task.schema")
     if schema.get("type") != "object" or not schema.get("properties"):
         raise JobError("task.schema has to describe an object with properties: each becomes a column of the answers")
     return schema
+
+
+def check_schema(schema: Any, name: str) -> None:
+    """Refuses what is no JSON Schema.
+
+    Args:
+        schema: what is taken for one.
+        name: the field of the job that it stands in.
+
+    Raises:
+        JobError: says what is wrong with it.
+    """
+    try:
+        jsonschema_rs.validator_for(schema)
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
+        raise JobError(f"{name} is not a valid JSON Schema: {str(error).splitlines()[0]}") from None
 
 
 def _from_name(source: str) -> dict[str, Any]:
@@ -73,10 +86,16 @@ def _strict(schema: Any) -> Any:
         return [_strict(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    closed = {key: _strict(part) for key, part in schema.items() if key != "default"}
+    closed = {key: _strict_part(key, part) for key, part in schema.items() if key != "default"}
     if closed.get("type") == "object" and isinstance(closed.get("properties"), dict):
         closed |= {"required": list(closed["properties"]), "additionalProperties": False}
     return closed
+
+
+def _strict_part(keyword: str, part: Any) -> Any:
+    if keyword in ("properties", "$defs") and isinstance(part, dict):  # their keys are names, whatever they say
+        return {name: _strict(one) for name, one in part.items()}
+    return _strict(part)
 
 
 def columns_of(schema: Mapping[str, Any]) -> tuple[Column, ...]:

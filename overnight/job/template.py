@@ -7,9 +7,11 @@ rendered by minijinja. Both give the content of a JSON string, escaped, so that 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import minijinja
@@ -17,9 +19,14 @@ import msgspec
 import pyarrow as pa
 
 from overnight.errors import TemplateError
+from overnight.job.cells import cells_of, form_of, prints_as_text
 from overnight.text import did_you_mean
 
 _PLAIN = re.compile(r"\{\{\s*([A-Za-z_]\w*)\s*\}\}")
+_TAG = re.compile(r"\{[{%].*?[%}]\}", re.DOTALL)
+_ROW = re.compile(r"""\brow\b(?:\s*\[\s*(["'])(?P<key>[^"']*)\1\s*\]|\s*\.\s*(?P<name>[A-Za-z_]\w*)(?!\s*\(|\w))?""")
+_BINDING = re.compile(r"\{%-?\s*(?:for|set|macro|with|call)\b.*?%\}", re.DOTALL)
+_PRINTED = "__printed"
 _encode = msgspec.json.Encoder().encode
 
 
@@ -43,14 +50,16 @@ class Template:
     """A compiled template.
 
     Attributes:
-        columns: the columns that it names, or all where it uses `row`.
+        columns: the columns that it names, or all where it uses `row` as a whole.
         plain: every part is constant text or a text or integer column.
+        printing: the source, in which columns that print otherwise than their values do are taken as text.
     """
 
     name: str
     source: str
     columns: tuple[str, ...]
     plain: bool
+    printing: str = ""
 
     @property
     def parts(self) -> list[str]:
@@ -68,14 +77,22 @@ class Template:
         A null is undefined to the template: printing it is an error of the row, testing for it is not.
         """
         environment = _environment()
-        environment.add_template(self.name, self.source)
+        environment.add_template(self.name, self.printing)
 
         def render(batch: pa.RecordBatch) -> Rendered:
             texts, errors = list[bytes](), dict[int, tuple[str, str]]()
-            for position, row in enumerate(batch.select(self.columns).to_pylist()):
-                known = {name: value for name, value in row.items() if value is not None}
+            columns = [cells_of(batch[name], batch.schema.field(name)) for name in self.columns]
+            for position in range(batch.num_rows):
+                values = zip(self.columns, columns, strict=True)
+                known = {name: value for name, cells in values if (value := cells.values[position]) is not None}
+                shown = {
+                    name: text
+                    for name, cells in zip(self.columns, columns, strict=True)
+                    if cells.texts is not None and (text := cells.texts[position]) is not None
+                }
                 try:
-                    texts.append(escape(environment.render_template(self.name, **{"row": known} | known)))
+                    context = {"row": known} | known | {_PRINTED: shown}
+                    texts.append(escape(environment.render_template(self.name, **context)))
                 except Exception as error:  # noqa: BLE001 - filters and methods of values raise what they like
                     texts.append(b"")
                     errors[position] = _row_error(self.name, error)
@@ -93,6 +110,7 @@ def _environment() -> minijinja.Environment:
 
 def _row_error(name: str, error: Exception) -> tuple[str, str]:
     message = getattr(error, "message", None) or str(error)
+    message = re.sub(rf"`(?:row|{_PRINTED})\[(['\"].*?['\"])\]` is undefined", r"column \1 is null", message)
     code = "null_input" if getattr(error, "kind", None) == "UndefinedError" else "template_error"
     return code, f"{name}: {message}"
 
@@ -127,7 +145,10 @@ def compile_template(name: str, source: str, schema: pa.Schema) -> Template:
         odd = [column for column in schema.names if not column.isidentifier() and column in source]
         hint = f'; write {{{{ row["{odd[0]}"] }}}} for that column' if odd else ""
         raise TemplateError(f"{name}, line {error.line}: {error.message}{hint}") from None
-    for unknown in sorted(named - set(schema.names) - set(environment.globals) - {"row"}):
+    if "self" in schema.names and re.search(r"\bself\b", " ".join(_TAG.findall(source))):
+        named = {*named, "self"}  # Jinja's own name for a template's blocks
+    through_row, whole = _through_row(source) if "row" in named and "row" not in schema.names else (set(), False)
+    for unknown in sorted((named | through_row) - {*schema.names, *environment.globals, "row"}):
         columns = ", ".join(schema.names)
         raise TemplateError(
             f"{name}: the dataset has no column {unknown!r}{did_you_mean(unknown, schema.names)} "
@@ -137,17 +158,44 @@ def compile_template(name: str, source: str, schema: pa.Schema) -> Template:
     parts = _PLAIN.split(source)
     constant, printed = parts[0::2], parts[1::2]
     plain = not any(mark in text for text in constant for mark in ("{{", "{%", "{#")) and set(printed) <= named
-    whole = "row" in named and "row" not in schema.names
+    used = schema.names if whole else sorted((named | through_row) & set(schema.names))
     return Template(
         name=name,
         source=source,
-        columns=tuple(schema.names) if whole else tuple(sorted(named & set(schema.names))),
-        plain=plain and not whole and all(_plain_type(schema.field(column).type) for column in printed),
+        columns=tuple(used),
+        plain=plain and not through_row and not whole and all(_is_plain(schema.field(column)) for column in printed),
+        printing=_printing(source, [column for column in used if prints_as_text(schema.field(column))]),
     )
 
 
-def _plain_type(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind))
+def _through_row(source: str) -> tuple[set[str], bool]:
+    """The columns that are reached through `row` by name, and whether it is used as a whole."""
+    found = [match for tag in _TAG.findall(source) for match in _ROW.finditer(tag)]
+    names = [match["key"] if match["key"] is not None else match["name"] for match in found]
+    return {name for name in names if name is not None}, None in names
+
+
+def _printing(source: str, columns: Sequence[str]) -> str:
+    """Puts a column's text where a template prints the column itself: `{{ price }}`, but not `{{ price * 2 }}`."""
+    bound = set(re.findall(r"\w+", " ".join(_BINDING.findall(source))))
+    if "{% raw" in source or "{%- raw" in source:
+        return source
+    for column in columns:
+        ways = [rf"row\s*\[\s*[\"']{re.escape(column)}[\"']\s*\]", rf"row\s*\.\s*{re.escape(column)}"]
+        ways += [re.escape(column)] if column not in bound else []
+        shown = partial(_shown, json.dumps(column, ensure_ascii=False))
+        source = re.sub(rf"(\{{\{{-?\s*)(?:{'|'.join(ways)})(\s*-?\}}\}})", shown, source)
+    return source
+
+
+def _shown(column: str, match: re.Match[str]) -> str:
+    return f"{match[1]}{_PRINTED}[{column}]{match[2]}"
+
+
+def _is_plain(column: pa.Field) -> bool:
+    kind = column.type
+    text = (pa.types.is_string(kind) or pa.types.is_large_string(kind)) and form_of(column) != "json"
+    return bool(text or pa.types.is_integer(kind))
 
 
 def escaped_column(column: pa.Array) -> list[bytes]:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from overnight.errors import MOST_PROBLEMS, DatasetError, InvalidRequests, Problem
+from overnight.job.cells import values_of
 from overnight.job.job import Job
 from overnight.ledger.records import NewShard
 from overnight.ledger.shards import Limit, ShardWriter
@@ -84,7 +85,7 @@ class Builder:
                 if len(self._problems) > MOST_PROBLEMS:
                     break
         if self._problems:
-            raise InvalidRequests(f"{self._job.dataset.path} cannot be sent as it is:", self._problems)
+            raise InvalidRequests(f"{self._job.dataset.name} cannot be sent as it is:", self._problems)
         shards = [shard for writer in self._writers.values() for shard in writer.finish()]
         return Build(self._rows, self._unsendable, self._requests, self._skipped, rows.fingerprint,
                      tuple(sorted(shards, key=lambda shard: shard.number)), token)  # fmt: skip
@@ -129,13 +130,13 @@ class Builder:
 
     def _refuse(self, ids: list[str], at: Mask, why: str) -> None:
         for position in np.flatnonzero(at).tolist():
-            where = f"{self._job.dataset.path}, request {self._rows + position + 1}"
+            where = f"{self._job.dataset.name}, request {self._rows + position + 1}"
             self._problems.append(Problem(where, f"custom_id {ids[position]!r} {why}"))
 
     def _check_keys(self, batch: pa.RecordBatch) -> None:
         if not (key := list(self._job.dataset.key)):
             return
-        values = [tuple(row.values()) for row in batch.select(key).to_pylist()]
+        values = list(zip(*(values_of(batch[name]) for name in key), strict=True))
         new = self._keys.add(id_hashes([repr(value) for value in values]))
         bad = [at for at, value in enumerate(values) if not new[at] or None in value]
         if bad:

@@ -43,7 +43,7 @@ class BuiltRows:
         """
         self._run, self._record = run, record
         self.rows = run.rows()
-        self._same = self.rows.fingerprint == record.fingerprint
+        self._same = self.rows.fingerprint == record.fingerprint != ""
         self._source = None if self._same else request_source(run.job, self.rows.schema)
         self.new_rows = 0
         """Rows that came since, once all were read."""
@@ -72,7 +72,7 @@ class BuiltRows:
 
     @property
     def _where(self) -> str:
-        return self._run.job.dataset.path
+        return self._run.job.dataset.name
 
     def _check(self, rows: pa.RecordBatch, mapped: pa.RecordBatch, first: int) -> None:
         if self._source is None:

@@ -13,7 +13,8 @@ from overnight.job.jobfile import load_job
 from overnight.job.prompt import answer_of
 from overnight.ledger.database import Ledger
 from overnight.ledger.states import State
-from overnight.rows.dataset import Rows, first_rows, open_dataset, save_frame
+from overnight.rows.dataset import Rows, first_rows, open_dataset
+from overnight.rows.frames import save_frame
 from overnight.store.home import JobFolder, home_path
 from overnight.text import did_you_mean
 
@@ -58,13 +59,13 @@ def open_run(job: Job | Mapping[str, Any] | Path | str, dataset: Any = None, hom
 
     Args:
         job: a `Job`, its fields, or the path of its file.
-        dataset: a pandas DataFrame in place of the job's dataset; kept in the job's folder.
+        dataset: a table (pandas, polars, Arrow) in place of the job's dataset; kept in the job's folder.
         home: the folder of runs; else `OVERNIGHT_HOME`, else `data/runs`.
 
     Raises:
         JobError: the job is not valid.
         HomeError: the home cannot be written to.
-        DatasetError: `dataset` is no DataFrame with rows and columns that Parquet can hold.
+        DatasetError: `dataset` is no table with rows and columns that Parquet can hold.
     """
     read = load_job(job)
     folder = JobFolder(home_path(home), read.name)
@@ -94,7 +95,7 @@ def self_contained(job: Job) -> Job:
         JobError: the schema cannot be read.
     """
     changes: dict[str, Any] = {}
-    if job.dataset.path and "://" not in job.dataset.path:
+    if (job.dataset.path or job.dataset.sql) and "://" not in job.dataset.path:
         changes["dataset"] = job.dataset.model_copy(update={"path": str(Path(job.dataset.path).absolute())})
     if isinstance(getattr(job.task, "output_schema", None), str):
         changes["task"] = job.task.model_copy(update={"output_schema": answer_of(job).schema})

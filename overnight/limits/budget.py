@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from overnight.errors import JobError
-from overnight.job.job import TOKEN_LIMITS, Job
+from overnight.job.job import Job
+from overnight.job.task import TOKEN_LIMITS
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.shards import Limit
 from overnight.ledger.states import State

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from overnight.job.job import Job
+from overnight.job.parameters import unknown_parameters
+from overnight.job.prompt import schema_changes
 from overnight.ledger.builder import Build
 from overnight.limits.budget import Spending, output_limit
 from overnight.limits.hours import hours_text
 from overnight.limits.prices import Rates, job_rates
 from overnight.rows.tokens import BYTES_PER_TOKEN, estimated_tokens
-from overnight.text import counted_of, dollars, inline, printable, table
+from overnight.text import code, counted_of, dollars, inline, printable, table
 
 _MOST_SHARDS = 20
 _MOST_CHARACTERS = 1500
@@ -135,6 +137,10 @@ def _shards(build: Build) -> str:
 
 def _notes(job: Job) -> str:
     notes = list(job.profile.notes)
+    notes += [f"task.schema was changed so that the provider holds answers to it: {code(change)}"
+              for change in schema_changes(job)]  # fmt: skip
+    notes += [f"{code('parameters.' + name)} is not known of {job.task.url}: it is sent as it is."
+              for name in unknown_parameters(job.task.url, job.parameters)]  # fmt: skip
     if job.task.kind in ("classify", "extract") and job.profile.structured_output != "json_schema":
         notes.append(
             "It takes no JSON Schema: the prompt asks for the form, and answers that break it count as invalid."

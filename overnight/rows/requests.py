@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
 
 from overnight.errors import Problem, TemplateError
-from overnight.job.job import Job, Raw
+from overnight.job.cells import values_of
+from overnight.job.job import Job
 from overnight.job.profiles import Profile
-from overnight.job.prompt import canonical, compile_prompt
+from overnight.job.prompt import compile_prompt
+from overnight.job.task import Raw
 from overnight.rows.dataset import REQUEST_LINES
 from overnight.rows.ids import IdSet, id_hashes
 from overnight.rows.lines import request_lines
@@ -45,6 +48,9 @@ class Requests:
     """What has to be mended in the dataset before anything is sent."""
 
 
+_exact = msgspec.json.Decoder(float_hook=Decimal)
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+"""A body that a dataset holds is sent with all the digits that it has."""
 _RAW_FRAME = 200
 """About what ids, keys and parameters take in a raw request line, in bytes."""
 Source = Callable[[pa.RecordBatch, int], Requests]
@@ -89,8 +95,8 @@ class _Salts:
         if self._job.deduplicate:
             return None
         if self._job.dataset.key:
-            keys = batch.select(list(self._job.dataset.key)).to_pylist()
-            return [msgspec.json.encode(list(key.values())) for key in keys]
+            keys = zip(*(values_of(batch[name]) for name in self._job.dataset.key), strict=True)
+            return [msgspec.json.encode(key, enc_hook=str) for key in keys]
         hashes = id_hashes(bodies)
         salts = []
         for new, body in zip(self._seen.add(hashes).tolist(), hashes.tolist(), strict=True):
@@ -128,7 +134,7 @@ def _raw_columns(job: Job, task: Raw, schema: pa.Schema) -> Source:
             elif wrong:
                 problems.append(Problem(f"row {first_row + at + 1}", f"{column}: {wrong}"))
             kinds.append(Kind(str(body.get("model")), task.url, _RAW_FRAME))
-            bodies.append(canonical(body))
+            bodies.append(_encode(dict(sorted(body.items()))))
         ids, lines = request_lines(job.name, task.url, bodies, salts.of(batch, bodies))
         return Requests(ids, lines, kinds, too_large(lines, errors), problems)
 
@@ -139,7 +145,7 @@ def _raw_body(value: Any) -> tuple[dict[str, Any], str]:
     """A body out of a column, and what is wrong with it."""
     if isinstance(value, str | bytes):
         try:
-            value = msgspec.json.decode(value)
+            value = _exact.decode(value)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return {}, f"not valid JSON ({error})"
     elif isinstance(value, dict):  # a struct column has every field in every row

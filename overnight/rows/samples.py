@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from overnight.job.job import Job, Raw
+from overnight.job.cells import values_of
+from overnight.job.job import Job
 from overnight.job.prompt import compile_prompt
+from overnight.job.task import Raw
 from overnight.text import inline, table
 
 _MOST_CHARACTERS = 400
@@ -32,7 +34,9 @@ class Reservoir:
         bound = self._kept[-1][0] if len(self._kept) == self._size else 1.0
         at = np.flatnonzero(draws < bound)
         at = at[np.argsort(draws[at])][: self._size]
-        rows = batch.select(self._columns).take(pa.array(at)).to_pylist()
+        taken = batch.select(self._columns).take(pa.array(at))
+        columns = [values_of(column) for column in taken.columns]
+        rows = [dict(zip(self._columns, values, strict=True)) for values in zip(*columns, strict=True)]
         self._kept = sorted([*self._kept, *zip(draws[at].tolist(), rows, strict=True)], key=lambda one: one[0])
         del self._kept[self._size :]
 
@@ -47,7 +51,7 @@ def input_columns(job: Job, schema: pa.Schema) -> list[str]:
     if isinstance(job.task, Raw):
         asked = [job.task.body] if job.task.body else ["line", "request"]
     else:
-        asked = [column for template in compile_prompt(job, schema).templates for column in template.columns]
+        asked = list(compile_prompt(job, schema).columns)
     return list(dict.fromkeys([*job.dataset.key, *asked]))
 
 

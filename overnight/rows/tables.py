@@ -22,6 +22,7 @@ def added_fields(answer: Answer) -> list[pa.Field]:
     """The columns that the join adds, in their order, without the prefix."""
     answers = [pa.field("answer", pa.string())]
     answers += [pa.field(f"answer_{column.name}", column.type) for column in answer.columns]
+    answers += [extra.field for extra in answer.extras]
     if answer.kind == "embedding":
         answers = [pa.field("embedding", answer.type)]
     return [
@@ -35,6 +36,7 @@ def added_fields(answer: Answer) -> list[pa.Field]:
         pa.field("input_tokens", pa.int64()),
         pa.field("output_tokens", pa.int64()),
         pa.field("cached_tokens", pa.int64()),
+        pa.field("reasoning_tokens", pa.int64()),
         pa.field("cost_usd", pa.float64()),
         pa.field("batch_id", pa.string()),
         pa.field("attempts", pa.int32()),
@@ -51,4 +53,4 @@ def joined_schema(dataset: pa.Schema, answer: Answer, prefix: str) -> pa.Schema:
     if taken := [field.name for field in added if field.name in dataset.names]:
         raise JobError(f"the dataset has columns named {', '.join(taken)}, as the joined table will: "
                        "set output.prefix, such as output: {prefix: ai_}")  # fmt: skip
-    return pa.schema([*dataset, *added])
+    return pa.schema([*dataset, *added], metadata=dataset.metadata)

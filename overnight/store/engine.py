@@ -17,19 +17,33 @@ _MEMORY = "64MB"
 
 
 @contextmanager
+def open_duckdb(spill: Path | None = None, **settings: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Opens an empty database of this process.
+
+    Args:
+        spill: the folder to spill into; else DuckDB's own.
+        settings: more of DuckDB's.
+    """
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "threads": 1, "memory_limit": _MEMORY, "autoinstall_known_extensions": False, **settings,
+    }  # fmt: skip
+    if spill is not None:
+        config["temp_directory"] = str(spill)
+    with duckdb.connect(config=config) as connection:
+        yield connection
+
+
+@contextmanager
 def spilling_duckdb(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Opens an empty database of this process, with a folder to spill into that is gone afterwards.
+    """Opens an empty database with a folder of its own to spill into, which is gone afterwards.
 
     Raises:
         HomeError: the folder cannot be written to.
     """
     shutil.rmtree(folder, ignore_errors=True)
     make_private(folder)
-    settings: dict[str, str | bool | int | float | list[str]] = {
-        "threads": 1, "memory_limit": _MEMORY, "temp_directory": str(folder), "autoinstall_known_extensions": False,
-    }  # fmt: skip
     try:
-        with disk_errors(folder), duckdb.connect(config=settings) as connection:
+        with disk_errors(folder), open_duckdb(folder) as connection:
             yield connection
     except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
         raise HomeError(f"cannot spill into {folder}: {str(error).splitlines()[0]}") from None
