@@ -81,7 +81,8 @@ def eyes() -> Iterator[str]:
 def test_the_sample_pictures_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     table = pd.read_csv(ROOT / "data/samples/pictures.csv")
-    table.loc[len(table)] = [7, str(tmp_path / "gone.png"), "circle"]
+    gone = {"picture_id": 7, "picture": str(tmp_path / "gone.png"), "expected": "circle"}
+    table = pd.concat([table, pd.DataFrame([gone])], ignore_index=True)
     table.to_csv(tmp_path / "pictures.csv", index=False)
     (tmp_path / "endpoint").mkdir()
     with eyes() as upstream, endpoint(tmp_path / "endpoint", "--upstream", upstream) as served:

@@ -21,6 +21,8 @@ class Profile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     name: str
+    as_of: str
+    """The month in which its facts were read in the provider's own documentation."""
     base_url: str | None = None
     api_key_env: str | None = None
     """The environment variable that holds the key by default; none where no key is needed."""

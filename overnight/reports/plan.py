@@ -145,7 +145,11 @@ def _notes(job: Job) -> str:
         notes.append(
             "It takes no JSON Schema: the prompt asks for the form, and answers that break it count as invalid."
         )
-    return f"## {job.profile.name}\n\n" + "\n".join(f"- {note}" for note in notes) if notes else ""
+    return (
+        f"## {job.profile.name}, as of {job.profile.as_of}\n\n" + "\n".join(f"- {note}" for note in notes)
+        if notes
+        else ""
+    )
 
 
 def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
