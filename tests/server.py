@@ -82,6 +82,15 @@ class Local:
                 raise
             return None
 
+    def api_or_none(self, path: str) -> Any:
+        """Calls Prefect's API; None for what is not there yet."""
+        try:
+            return self.api(path)
+        except urllib.error.HTTPError as error:
+            if error.code != 404:
+                raise
+            return None
+
     def deployment(self, name: str) -> dict[str, Any]:
         """A deployment by `flow/name`."""
         found: dict[str, Any] = self.api(f"/deployments/name/{name}")

@@ -117,7 +117,8 @@ def test_a_costly_run_is_suspended_until_a_person_approves_fewer_rows(
     asked = until(lambda: local.flow_run(run_id), lambda run: run["state_name"] == "Suspended")
     assert provider_server.books()["calls"].get("upload") is None
     keyset = asked["state"]["state_details"]["run_input_keyset"]
-    assert "up to $0.00" in local.api(f"/flow_runs/{run_id}/input/{keyset['description']}")
+    asked_for = f"/flow_runs/{run_id}/input/{keyset['description']}"
+    assert "up to $0.00" in until(lambda: local.api_or_none(asked_for), lambda told: told is not None)
     answer = {"decision": "approve", "max_rows": 2, "note": None}
     assert local.api(f"/flow_runs/{run_id}/resume", {"run_input": answer})["status"] == "ACCEPT"
     assert local.ended(run_id)["state_name"] == "Completed"

@@ -145,8 +145,8 @@ def test_2_a_lost_batch_is_sent_again_only_where_a_person_allows_it_and_only_aft
     assert finish(run).statuses == {"succeeded": 2}
 
 
-@pytest.mark.parametrize("behaviour", [{"late_files": 4}, {"late_files": 4, "end": "expired", "answer": 2},
-                                       {"late_files": 4, "counts": "null"}])  # fmt: skip
+@pytest.mark.parametrize("behaviour", [{"late_files": 2}, {"late_files": 2, "end": "expired", "answer": 2},
+                                       {"late_files": 2, "counts": "null"}])  # fmt: skip
 def test_3_an_end_that_names_no_file_yet_is_looked_at_again_and_never_acted_on(
     make_job: MakeJob, provider_server: ProviderProcess, tmp_path: Path, behaviour: dict[str, Any]
 ) -> None:
