@@ -282,3 +282,10 @@ def test_properties_may_be_named_as_keywords_are() -> None:
 def test_a_template_error_names_the_message_it_stands_in() -> None:
     with pytest.raises(TemplateError, match=r"task\.messages\.0: the dataset has no column 'txt'"):
         body({"kind": "generate", "messages": [{"role": "user", "content": "{{ txt }}"}]})
+
+
+def test_fields_that_came_later_are_part_of_a_definition_only_where_they_are_used() -> None:
+    later = {"messages", "images", "files", "audio", "tools", "tool_choice", "constant", "strict"}
+    assert not later & job(generate()).definition()["task"].keys()
+    used = job(generate(strict=False, tools=[TOOL], images="{{ text }}")).definition()["task"]
+    assert later & used.keys() == {"strict", "tools", "images"}

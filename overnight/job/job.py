@@ -205,7 +205,10 @@ class Job(Part):
             mode="json", by_alias=True, include={"dataset", "task", "model", "parameters", "deduplicate"}
         )
         for part, names in _LATER.items():  # a job of an older version is still the same job
-            given = parts[part].items()
-            parts[part] = {name: value for name, value in given if name not in names or value not in (None, False, [])}
+            fields = type(getattr(self, part)).model_fields
+            unused = {
+                name for name in names if name in fields and getattr(getattr(self, part), name) == fields[name].default
+            }
+            parts[part] = {name: value for name, value in parts[part].items() if name not in unused}
         profile = self.profile
         return parts | {"provider": profile.name, "base_url": profile.base_url}

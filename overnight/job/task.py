@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
@@ -25,10 +25,8 @@ class _Asked(Part):
     constant: bool = False
     """Allow templates that name no column: every row is asked the same."""
 
-    @property
-    def url(self) -> str:
-        """The endpoint that the requests go to."""
-        return CHAT
+    url: ClassVar[str] = CHAT
+    """The endpoint that the requests go to."""
 
 
 Media = Template | tuple[Template, ...] | None
@@ -164,10 +162,7 @@ class Embed(_Asked):
     input: Template
     """What to embed."""
 
-    @property
-    def url(self) -> str:
-        """The endpoint that the requests go to."""
-        return EMBEDDINGS
+    url: ClassVar[str] = EMBEDDINGS
 
 
 class Respond(_Seen):
@@ -195,10 +190,7 @@ class Respond(_Seen):
             raise ValueError("task.tools and task.schema: an answer is a call or an object, leave one of them out")
         return self
 
-    @property
-    def url(self) -> str:
-        """The endpoint that the requests go to."""
-        return RESPONSES
+    url: ClassVar[str] = RESPONSES
 
 
 class Complete(_Asked):
@@ -208,10 +200,7 @@ class Complete(_Asked):
     prompt: Template
     """The text to continue."""
 
-    @property
-    def url(self) -> str:
-        """The endpoint that the requests go to."""
-        return COMPLETIONS
+    url: ClassVar[str] = COMPLETIONS
 
 
 class Moderate(_Asked):
@@ -221,10 +210,7 @@ class Moderate(_Asked):
     input: Template
     """What to judge."""
 
-    @property
-    def url(self) -> str:
-        """The endpoint that the requests go to."""
-        return MODERATIONS
+    url: ClassVar[str] = MODERATIONS
 
 
 class Raw(Part):

@@ -121,4 +121,6 @@ def staged_files(folder: JobFolder, round_: int, write: Callable[[Path], Iterato
     with disk_errors(staging):
         planned = list(write(staging))
         sync_folder(staging)
+    if not planned:
+        staging.rmdir()
     return planned
