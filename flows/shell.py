@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from importlib.abc import MetaPathFinder
 from typing import Any
 
 from rich.console import Console
@@ -53,10 +55,36 @@ def under_prefect(command: Callable[[Console], int], *, as_json: bool, verbose: 
         console = Console(stderr=as_json)
         from flows.terminal import configure_logging  # noqa: PLC0415 - a quick command does without
 
+        spare_pandas()
         configure_logging(console, verbose=verbose)
         return command(console)
 
     return guarded(prepared)
+
+
+def spare_pandas() -> None:
+    """Keeps Arrow from importing pandas in a process that has no DataFrame: half a second and 50 MB.
+
+    pyarrow imports it with the first list that it is given, to see whether it is a Series, and asks once.
+    """
+    if "pandas" in sys.modules:
+        return
+    import pyarrow as pa  # noqa: PLC0415 - a quick command does without
+
+    absent = _Absent()
+    sys.meta_path.insert(0, absent)
+    try:
+        pa.array([0])
+    finally:
+        sys.meta_path.remove(absent)
+
+
+class _Absent(MetaPathFinder):
+    """Says that there is no pandas."""
+
+    def find_spec(self, name: str, *_about: object) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def announce_server(console: Console) -> None:

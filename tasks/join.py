@@ -13,7 +13,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from overnight.answers.results import result_parts, result_schema, unmetered
-from overnight.answers.row_order import RowOrder
+from overnight.answers.row_order import RowOrder, row_order
 from overnight.answers.trouble import troubled
 from overnight.answers.verdicts import PROMPT_FILTERED
 from overnight.errors import LedgerError, Unreconciled
@@ -26,11 +26,10 @@ from overnight.ledger.request_files import request_file
 from overnight.ledger.run import Run
 from overnight.limits.prices import Rates, job_rates
 from overnight.reports.summary import Tally
-from overnight.rows.ids import IdSet, Mask, id_hashes
+from overnight.rows.ids import IdSet, id_hashes
 from overnight.rows.lines import custom_ids
 from overnight.rows.samples import Reservoir, input_columns, samples_text
 from overnight.rows.tables import joined_schema
-from overnight.store.engine import spilling_duckdb
 from overnight.store.parquet import read_batches, write_parquet
 
 
@@ -39,6 +38,13 @@ class Awaited(NamedTuple):
 
     ids: IdSet
     why: str
+
+    def among(self, ids: pa.Array) -> pa.Array:
+        """Which of some custom_ids are awaited; none where a row has no request."""
+        if not len(self.ids):
+            return pa.repeat(False, len(ids))
+        found = self.ids.contains(id_hashes([name or "" for name in ids.to_pylist()]))
+        return pc.and_(pa.array(found), ids.is_valid())
 
 
 def awaited_requests(run: Run, shards: Sequence[Shard]) -> Awaited:
@@ -64,31 +70,27 @@ class Joiner:
         self._results, self._answer, self._rates = results, answer, rates
         self._unsent = f"it was not sent: {stopped or 'the job was joined before'}"
         self._awaited = awaited
-        self._seen = IdSet()
         self.tally = Tally(cost_usd=0.0)
 
     def columns(self, row_map: pa.RecordBatch) -> list[pa.Array]:
         """The added columns for a batch of rows, in the order of `added_fields`."""
-        ids = row_map["custom_id"]
-        sent = ids.is_valid().to_numpy(zero_copy_only=False)
-        hashes = id_hashes([name or "" for name in ids.to_pylist()])
         results = self._results.take(row_map["row"][0].as_py(), row_map.num_rows)
-        first = np.zeros(row_map.num_rows, dtype=np.bool_)
-        first[sent] = self._seen.add(hashes[sent])
-        added = self._assemble(row_map, results, first, self._awaited.ids.contains(hashes) & sent)
+        first = pc.fill_null(results["first"], False).combine_chunks()
+        added = self._assemble(row_map, results, first, self._awaited.among(row_map["custom_id"]))
         self._count(added, first)
         return list(added.values())
 
-    def _assemble(self, row_map: pa.RecordBatch, results: pa.Table, first: Mask, awaited: Mask) -> dict[str, pa.Array]:
+    def _assemble(
+        self, row_map: pa.RecordBatch, results: pa.Table, first: pa.Array, waits: pa.Array
+    ) -> dict[str, pa.Array]:
         column = {name: results[name].combine_chunks() for name in results.schema.names}
         # A request whose retry is in trouble is awaited, whatever its attempt before came to.
         again = pc.is_in(column["verdict"], value_set=pa.array(["retryable", "expired", "missing"]))
-        later = pc.and_(pa.array(awaited), pc.fill_null(again, False))
+        later = pc.and_(waits, pc.fill_null(again, False))
         verdict = pc.if_else(later, None, column["verdict"])
         answered = pc.if_else(pc.equal(verdict, "retryable"), "failed", verdict)
         status = pc.coalesce(answered, pc.if_else(pc.is_valid(row_map["error_code"]), "failed", "missing"))
         absent = pc.and_(pc.is_null(verdict), pc.is_null(row_map["error_code"]))
-        waits = pa.array(awaited)
         code = pc.if_else(absent, pc.if_else(waits, "awaited", "not_sent"), None)
         why = pc.if_else(absent, pc.if_else(waits, self._awaited.why, self._unsent), None)
         answers = {"embedding" if self._answer.kind == "embedding" else "answer": column["answer"]}
@@ -113,7 +115,7 @@ class Joiner:
             "attempts": pc.fill_null(column["attempts"], 0),
         }
 
-    def _cost(self, column: dict[str, pa.Array], first: Mask) -> pa.Array:
+    def _cost(self, column: dict[str, pa.Array], first: pa.Array) -> pa.Array:
         """USD by row; rows that share a request after its first cost nothing, so that the column sums to the bill.
 
         Each answer has the price that stood when it was asked for; those of older versions get today's.
@@ -128,12 +130,11 @@ class Joiner:
             rows = pa.RecordBatch.from_arrays(list(column.values()), names=list(column))
             untold = pc.and_(unmetered(rows), not self._rates.free)
             priced = pc.if_else(pc.or_(pc.is_null(column["verdict"]), untold), None, priced)
-        return pc.if_else(pc.and_(pc.is_valid(priced), pa.array(~first)), 0.0, priced)
+        return pc.if_else(pc.and_(pc.is_valid(priced), pc.invert(first)), 0.0, priced)
 
-    def _count(self, added: dict[str, pa.Array], first: Mask) -> None:
+    def _count(self, added: dict[str, pa.Array], first: pa.Array) -> None:
         tally = self.tally
         tally.rows += len(first)
-        tally.requests += int(first.sum())
         for status, rows in _value_counts(added["status"]):
             tally.statuses[status] += rows
         failed = pc.not_equal(added["status"], "succeeded")
@@ -141,10 +142,9 @@ class Joiner:
         for number, status, code, message in zip(np.flatnonzero(failed).tolist(), *wrong, strict=True):
             tally.errors[status, code or "unknown"] += 1
             tally.examples.setdefault((status, code or "unknown"), (tally.rows - len(first) + number, message or ""))
-        distinct = pa.array(first)
-        tally.input_tokens += pc.sum(added["input_tokens"].filter(distinct)).as_py() or 0
-        tally.output_tokens += pc.sum(added["output_tokens"].filter(distinct)).as_py() or 0
-        tally.cached_tokens += pc.sum(added["cached_tokens"].filter(distinct)).as_py() or 0
+        tally.input_tokens += pc.sum(added["input_tokens"].filter(first)).as_py() or 0
+        tally.output_tokens += pc.sum(added["output_tokens"].filter(first)).as_py() or 0
+        tally.cached_tokens += pc.sum(added["cached_tokens"].filter(first)).as_py() or 0
         answered = pc.is_in(added["status"], value_set=pa.array(["succeeded", "invalid", "refused"]))
         answered = pc.and_not(answered, pc.is_in(added["error_code"], value_set=pa.array(sorted(PROMPT_FILTERED))))
         if tally.cost_usd is not None and pc.any(pc.and_(answered, pc.is_null(added["cost_usd"]))).as_py():
@@ -207,9 +207,7 @@ def join(run: Run) -> Tally:
     schema = joined_schema(rows.kept, answer, job.output.prefix)
     sampler = Sampler(job, answer, rows.schema)
     with ExitStack() as files:
-        database = files.enter_context(spilling_duckdb(run.folder.spill))
-        results = RowOrder(database, run.folder.spill, wanted)
-        results.deal(mapped_rows, record.rows, parts)
+        results = files.enter_context(row_order(run.folder.spill, wanted, mapped_rows, record.rows, parts))
         joiner = Joiner(results, answer, job_rates(job), record.stopped, awaited)
         joined = files.enter_context(write_parquet(run.folder.joined, schema))
         failed = files.enter_context(write_parquet(run.folder.failed, schema))
@@ -224,7 +222,7 @@ def join(run: Run) -> Tally:
                 joiner.compare(batch[job.report.compare], added[2], status)
         if joiner.tally.rows != record.rows:
             raise Unreconciled(f"{joiner.tally.rows:,} rows were joined; the build had {record.rows:,}")
-    joiner.tally.new_rows = built.new_rows
+    joiner.tally.requests, joiner.tally.new_rows = record.requests, built.new_rows
     joiner.tally.samples = sampler.text(job.name)
     return joiner.tally
 

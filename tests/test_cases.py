@@ -15,6 +15,7 @@ import pytest
 
 from overnight.errors import DatasetError, TemplateError
 from overnight.job.job import Dataset, Job
+from overnight.rows import query
 from overnight.rows.dataset import Rows, open_dataset
 from overnight.rows.requests import request_source
 
@@ -213,6 +214,13 @@ def test_a_query_that_cannot_be_a_dataset_is_refused(tmp_path: Path, query: str,
     write(tmp_path, {"q/a.csv": "id,t\n1,a\n", "q/b.csv": "id,t\n2,b\n"})
     with pytest.raises(DatasetError, match=message):
         opened(tmp_path, sql=query)
+
+
+def test_a_query_that_needs_too_much_memory_says_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query, "_MEMORY", "8MB")
+    wide = "select repeat('x', 1000) || i as t from range(100000) r(i) order by hash(i)"
+    with pytest.raises(DatasetError, match=r"needs more than 8MB: order by narrow columns.*write its result to Parquet"):
+        list(opened(tmp_path, sql=wide).batches())
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,26 @@ def test_a_named_index_is_a_column_to_a_template(tmp_path: Path) -> None:
 def test_intervals_of_a_cut_are_their_texts(tmp_path: Path) -> None:
     save_frame(pd.DataFrame({"age": pd.cut([1, 5], [0, 2, 9])}), tmp_path / "dataset.parquet")
     assert prompts(opened(tmp_path / "dataset.parquet")) == ["(0, 2]", "(2, 9]"]
+
+
+_ALONE = """
+import sys
+from pathlib import Path
+from flows.shell import spare_pandas
+spare_pandas()
+from tests.test_cases import opened, prompts
+assert "pandas" not in sys.modules
+print(*prompts(opened(Path(sys.argv[1]))))
+"""
+
+
+def test_pandas_own_types_print_the_same_in_a_process_without_pandas(tmp_path: Path) -> None:
+    ages = pd.arrays.IntervalArray.from_breaks([0, 2, 9])
+    months = pd.period_range("2026-01", periods=2, freq="M")
+    pd.DataFrame({"age": ages, "month": months}).to_parquet(path := tmp_path / "a.parquet")
+    assert (here := prompts(opened(path))) == ["(0, 2]|2026-01", "(2, 9]|2026-02"]
+    alone = subprocess.run([sys.executable, "-c", _ALONE, str(path)], capture_output=True, text=True, check=True)
+    assert alone.stdout.split("\n")[0] == " ".join(here)
 
 
 class _Exported:

@@ -76,7 +76,7 @@ class Call(NamedTuple):
     """As JSON text."""
 
 
-class Said(NamedTuple):
+class Said(msgspec.Struct, frozen=True):
     """What a model said, and why it stopped."""
 
     text: str | None
@@ -94,8 +94,8 @@ def said_in(body: Body) -> Said:
         if message is None:
             return Said(choice.text, None, choice.finish_reason)
         text = message.content if isinstance(message.content, str) else _joined_parts(message.content)
-        calls = _calls(message.tool_calls)
-        reasoning = next((one for one in (message.reasoning_content, message.reasoning) if _is_text(one)), None)
+        calls = _calls(message.tool_calls) if message.tool_calls else ()
+        reasoning = _text_or_none(message.reasoning_content) or _text_or_none(message.reasoning)
         refusal = str(message.refusal) if message.refusal else None
         return Said(text or _as_text(message.tool_calls) or text, refusal, choice.finish_reason, calls, reasoning)
     items = [item for item in body.output or () if isinstance(item, dict)]
@@ -111,8 +111,8 @@ def said_in(body: Body) -> Said:
     return Said(text or _as_text(called) or text, refusal, stop, calls, _joined_parts(thoughts, "\n\n"))
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _calls(found: Any) -> tuple[Call, ...]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 
-class ResultLine(NamedTuple):
+class ResultLine(msgspec.Struct, frozen=True):
     """One line of an output or error file."""
 
     custom_id: str
@@ -58,7 +58,7 @@ def read_result(line: bytes) -> ResultLine:
         mended = as_python_reads_it(line)
         return read_result(mended) if mended is not None else _unreadable(line, error)
     response = result.response
-    if not is_empty(result.error) or response is None:
+    if response is None or not is_empty(result.error):
         return _error_line(result)
     if response.body is msgspec.UNSET:
         return _read_loosely(line) if response.status_code is None else _success(result, None)
@@ -96,9 +96,11 @@ def _no_number(_name: str) -> None:
 
 def is_empty(error: Any) -> bool:
     """Whether an error says nothing, in any of the shapes that stand beside an answer: `{}`, `""`, `{"code": null}`."""
+    if error is None:
+        return True
     if isinstance(error, dict):
         return all(is_empty(part) for part in error.values())
-    return error in (None, "", False) or error == []
+    return error in ("", False) or error == []
 
 
 def _success(result: _Result, body: bytes | None) -> ResultLine:

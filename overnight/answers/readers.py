@@ -13,6 +13,7 @@ import jsonschema_rs
 import msgspec
 import numpy as np
 import pyarrow as pa
+from msgspec.structs import replace
 
 from overnight.answers.bodies import Body, Said, decode_body, reply_with, said_in
 from overnight.answers.lines import ResultLine, as_python_reads_it, is_empty
@@ -83,13 +84,17 @@ def _said_reader(judge: Judge, *, raw: bool, logprobs: bool) -> Callable[[Body],
         if raw and not body.choices and body.output is None:
             return reply_with(body, "succeeded", None)  # an embedding, a moderation: nothing is known of what was asked
         said = said_in(body)
-        thought, text = thought_and_rest(said.text) if said.text and not said.calls else (None, said.text)
-        said = said._replace(text=text, reasoning=said.reasoning or thought)
+        if said.text and not said.calls:
+            thought, text = thought_and_rest(said.text)
+            if text is not said.text:
+                said = replace(said, text=text, reasoning=said.reasoning or thought)
         reply = _common(body, said) or judge(body, said)
-        reply = reply._replace(reasoning=said.reasoning)
+        if said.reasoning is not None:
+            reply = replace(reply, reasoning=said.reasoning)
         if not logprobs:
             return reply
-        return reply._replace(
+        return replace(
+            reply,
             logprob=mean_logprob(body),
             probability=label_probability(body, said.text or "") if reply.verdict == "succeeded" else None,
         )
@@ -104,10 +109,10 @@ def _each_choice(judge: Callable[[Body], Reply]) -> Callable[[Body], Reply]:
         choices = body.choices or []
         if len(choices) < 2:
             reply = judge(body)
-            return reply._replace(answers=(reply.answer if reply.verdict == "succeeded" else None,))
-        replies = [judge(msgspec.structs.replace(body, choices=[one])) for one in choices]
+            return replace(reply, answers=(reply.answer if reply.verdict == "succeeded" else None,))
+        replies = [judge(replace(body, choices=[one])) for one in choices]
         best = next((reply for reply in replies if reply.verdict == "succeeded"), replies[0])
-        return best._replace(answers=tuple(one.answer if one.verdict == "succeeded" else None for one in replies))
+        return replace(best, answers=tuple(one.answer if one.verdict == "succeeded" else None for one in replies))
 
     return read
 

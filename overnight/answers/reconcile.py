@@ -6,9 +6,11 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -37,8 +39,9 @@ _FLUSH_ROWS = 2048
 """Rows as Python tuples at one time: more are slower to turn into Arrow, and cost memory."""
 
 
-_TOLD = 9
-"""Of a reply, from its finish reason to its reasoning tokens: as many columns, in their order."""
+_TOLD = ("finish_reason", "error_code", "error_message", "model", "input_tokens", "output_tokens", "cached_tokens",
+         "service_tier", "reasoning_tokens")  # fmt: skip
+"""Of a reply: as many columns, in their order."""
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
 
 
@@ -71,20 +74,13 @@ class PartWriter:
         self._table, self._schema, self._batch_id, self._rates = table, result_schema(answer), batch_id, rates
         self._blank = (None,) * len(answer.columns)
         self._extras = [extra.told for extra in answer.extras]
-        self._rows: list[tuple[Any, ...]] = []
+        self._ids: list[str] = []
+        self._replies: list[Reply] = []
+        self._raws: list[bytes | None] = []
         self.usage = Counter(dict.fromkeys([*USAGE, "unmetered"], 0))
         self.service_tiers: Counter[str] = Counter()
         self.cost_usd = 0.0
         self._largest = 0
-
-    def _cost(self, reply: Reply) -> float | None:
-        """USD of an answer by its own tokens, at the rates that stood when it was asked for."""
-        self._largest = max(self._largest, reply.input_tokens or 0)
-        if self._rates is None or (reply.input_tokens is None and reply.output_tokens is None):
-            return None
-        cost = self._rates.cost(reply.input_tokens or 0, reply.output_tokens or 0, reply.cached_tokens or 0)
-        self.cost_usd += cost
-        return cost
 
     @property
     def metered(self) -> dict[str, int]:
@@ -93,37 +89,65 @@ class PartWriter:
 
     def add(self, custom_id: str, reply: Reply, raw: bytes | None) -> None:
         """Takes one reply."""
-        self._rows.append(
-            (
-                custom_id,
-                reply.verdict,
-                reply.answer,
-                *(reply.fields or self._blank),
-                *[getattr(reply, told) for told in self._extras],
-                *reply[3 : 3 + _TOLD],
-                self._cost(reply),
-                self._batch_id,
-                raw.decode(errors="replace") if raw is not None else None,
-            )
-        )
-        if len(self._rows) >= _FLUSH_ROWS:
+        self._ids.append(custom_id)
+        self._replies.append(reply)
+        self._raws.append(raw)
+        if len(self._ids) >= _FLUSH_ROWS:
             self.flush()
 
     def flush(self) -> None:
         """Writes the rows taken so far."""
-        if self._rows:
-            columns = zip(*self._rows, strict=True)
-            arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
-            batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
-            self._table.write(batch)
-            self._meter(batch)
-            self._rows.clear()
+        if not self._ids:
+            return
+        replies = self._replies
+        fields = zip(*(reply.fields or self._blank for reply in replies), strict=True) if self._blank else ()
+        columns = [
+            self._ids,
+            *(_told(replies, name) for name in ("verdict", "answer")),
+            *fields,
+            *(_told(replies, name) for name in (*self._extras, *_TOLD)),
+            self._costs(),
+            [self._batch_id] * len(replies),
+            _texts(self._raws),
+        ]
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        self._table.write(batch)
+        self._meter(batch)
+        self._ids, self._replies, self._raws = [], [], []
+
+    def _costs(self) -> list[float | None]:
+        """USD of each answer by its own tokens, at the rates that stood when it was asked for."""
+        given, made, cached = (
+            _told(self._replies, name) for name in ("input_tokens", "output_tokens", "cached_tokens")
+        )
+        self._largest = max(self._largest, *(count or 0 for count in given))
+        if self._rates is None:
+            return [None] * len(given)
+        costs = self._rates.costs(
+            *(np.array([count or 0 for count in counts], float) for counts in (given, made, cached))
+        )
+        told = [one is not None or other is not None for one, other in zip(given, made, strict=True)]
+        self.cost_usd += float(costs[told].sum())
+        return [cost if one else None for cost, one in zip(costs.tolist(), told, strict=True)]
 
     def _meter(self, batch: pa.RecordBatch) -> None:
         self.usage.update({name: pc.sum(batch[name]).as_py() or 0 for name in USAGE})
         self.usage["unmetered"] += pc.sum(unmetered(batch)).as_py() or 0
         for tier in pc.value_counts(batch["service_tier"].drop_null()).to_pylist():
             self.service_tiers[tier["values"]] += tier["counts"]
+
+
+def _told(replies: list[Reply], name: str) -> list[Any]:
+    return list(map(attrgetter(name), replies))
+
+
+def _texts(raws: list[bytes | None]) -> pa.Array:
+    """Bodies as text; a provider's bytes need not be UTF-8."""
+    try:
+        return pa.array(raws, pa.string())
+    except pa.ArrowInvalid:
+        return pa.array([raw.decode(errors="replace") if raw is not None else None for raw in raws], pa.string())
 
 
 class Reconciler:

@@ -8,8 +8,9 @@ fits into memory when its turn comes.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +20,41 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from overnight.answers.results import row_count
 from overnight.answers.verdicts import VERDICTS
-from overnight.errors import LedgerError
+from overnight.errors import HomeError, LedgerError
+from overnight.store.engine import open_duckdb
+from overnight.store.files import disk_errors, make_private
 from overnight.store.parquet import open_parquet, read_batches
 
-_FILE_BYTES = 4 << 20
-"""Of one range of rows, about; and of what is gathered before it is dealt out."""
+_FILE_BYTES = 1 << 20
+"""Of one range of rows, about."""
+_GATHERED_BYTES = 3 << 20
+"""Dealt out at a time: each range that has a row among them costs a write."""
 _MOST_FILES = 128
 """Open at the same time: macOS gives a process 256."""
 _INSERT_ROWS = 16_384
 _PLACES = 8192
-_NEW = pa.schema([("row", pa.int64()), ("attempts", pa.int32())])
+_MEMORY = "32MB"
+"""For DuckDB. It spills tables and sorts; a hash join and a group of more than two million ids failed in twice as much
+(2.0.1, OutOfMemoryException), so they are done for some of the ids at a time."""
+_BUCKET_RESULTS = 250_000
+"""As many were joined in half of the memory."""
+_NEW = pa.schema([("row", pa.int64()), ("attempts", pa.int32()), ("first", pa.bool_())])
 Numbers = npt.NDArray[np.int64]
 
 
 class RowOrder:
     """The results that count, in the order of the rows: the best verdict of a request, and of equals the latest."""
 
-    def __init__(self, database: duckdb.DuckDBPyConnection, folder: Path, schema: pa.Schema) -> None:
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
         """Begins empty.
 
         Args:
-            database: an empty one that spills.
-            folder: where results are dealt out to.
+            folder: an empty one of its own.
             schema: the columns of a result that are wanted.
         """
-        self._database, self._folder = database, folder
+        self._folder = folder
         self._schema = pa.schema([*schema, *_NEW])
         self._range = 1
         self._current = -1
@@ -52,20 +62,11 @@ class RowOrder:
         self._rows: Numbers = np.empty(0, np.int64)
 
     def deal(self, row_map: Path, rows: int, parts: Sequence[Path]) -> None:
-        """Deals the results out to the rows.
-
-        Args:
-            row_map: row → custom_id, as Parquet; every custom_id may have several rows.
-            rows: how many the map has.
-            parts: result parts, oldest first.
-
-        Raises:
-            LedgerError: a part is damaged.
-        """
+        """Deals the results out to the rows; `row_order` has the arguments."""
         size = sum(_bytes_of(part, self._schema.names) for part in parts)
         files = min(_MOST_FILES, max(1, -(-size // _FILE_BYTES)))
         self._range = max(1, -(-rows // files))
-        places = _Places(self._placed(row_map, parts))
+        places = _Places(_places(self._folder, row_map, parts))
         with ExitStack() as files_open:
             writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
             for number in self._dealt(parts, places):
@@ -75,9 +76,9 @@ class RowOrder:
                     writers[at].write_table(table)
 
     def take(self, first: int, size: int) -> pa.Table:
-        """Results of the rows from `first` on, with the number of attempts; nulls where a row has none.
+        """Results of the rows from `first` on; nulls where a row has none. Rows are asked for in their order.
 
-        Rows are asked for in their order.
+        Each comes with the number of `attempts`, and with whether the row is the `first` of those that share a request.
         """
         pieces = [self._schema.empty_table()]
         while size:
@@ -97,12 +98,12 @@ class RowOrder:
 
     def _load(self, at: int) -> None:
         path, self._current = self._file(at), at
-        table = self._schema.empty_table()
+        self._table = self._schema.empty_table()
         if path.exists():
             with pa.ipc.open_stream(path) as stream:
-                table = stream.read_all().combine_chunks()
+                table = stream.read_all()
             path.unlink()
-        self._table = table.take(pc.sort_indices(table["row"])).combine_chunks()
+            self._table = table.take(pc.sort_indices(table["row"])).combine_chunks()
         self._rows = self._table["row"].to_numpy()
 
     def _file(self, at: int) -> Path:
@@ -124,49 +125,88 @@ class RowOrder:
             for batch in _wanted(part, self._schema):
                 if (here := places.upto(number, at + batch.num_rows)).num_rows:
                     taken = batch.take(pc.subtract(here["n"], at))
-                    columns = [*taken.columns, here["row"], here["attempts"]]
+                    columns = [*taken.columns, *(here[name] for name in _NEW.names)]
                     gathered.append(pa.RecordBatch.from_arrays(columns, schema=self._schema))
                     size += gathered[-1].nbytes
                 at += batch.num_rows
-                if size >= _FILE_BYTES:
+                if size >= _GATHERED_BYTES:
                     yield pa.Table.from_batches(gathered)
                     gathered, size = [], 0
         if gathered:
             yield pa.Table.from_batches(gathered)
 
-    def _placed(self, row_map: Path, parts: Sequence[Path]) -> Iterator[pa.RecordBatch]:
-        """Part, row in the part, row of the dataset and number of attempts of every result that counts, by part."""
-        self._database.execute("create table results (custom_id varchar, key bigint, n int)")
-        self._database.execute("create table rows (row bigint, custom_id varchar)")
-        self._insert("results", _keys(parts))
-        self._insert("rows", read_batches(row_map, ["row", "custom_id"]))
-        self._database.execute("""
-            create table best as
-            select custom_id, min(key) as key, arg_min(n, key) as n, count(*) as attempts
-            from results group by custom_id
-        """)
-        self._database.execute("drop table results")
-        found = self._database.sql(f"""
-            select ({len(parts)} - 1 - key % {len(parts)})::int as part, n, row, attempts::int as attempts
-            from rows join best using (custom_id) order by part, n, row
-        """)  # noqa: S608 - a number
-        yield from found.to_arrow_reader(_PLACES)
 
-    def _insert(self, table: str, batches: Iterator[pa.RecordBatch]) -> None:
-        gathered: list[pa.RecordBatch] = []
+@contextmanager
+def row_order(folder: Path, schema: pa.Schema, row_map: Path, rows: int, parts: Sequence[Path]) -> Iterator[RowOrder]:
+    """Brings results into the order of the rows.
 
-        def insert() -> None:
-            self._database.register("gathered", pa.Table.from_batches(gathered))
-            self._database.execute(f"insert into {table} select * from gathered")  # noqa: S608 - one of two names
-            self._database.unregister("gathered")
-            gathered.clear()
+    Args:
+        folder: where results are dealt out to, and which is gone afterwards.
+        schema: the columns of a result that are wanted.
+        row_map: row → custom_id, as Parquet; every custom_id may have several rows.
+        rows: how many the map has.
+        parts: result parts, oldest first.
 
-        for batch in batches:
-            gathered.append(batch)
-            if sum(one.num_rows for one in gathered) >= _INSERT_ROWS:
-                insert()
-        if gathered:
+    Raises:
+        LedgerError: a part is damaged.
+        HomeError: the folder cannot be written to.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    make_private(folder)
+    try:
+        with disk_errors(folder):
+            order = RowOrder(folder, schema)
+            order.deal(row_map, rows, parts)
+            yield order
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        raise HomeError(f"cannot spill into {folder}: {str(error).splitlines()[0]}") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _places(folder: Path, row_map: Path, parts: Sequence[Path]) -> Iterator[pa.RecordBatch]:
+    """Part, row in the part, and `_NEW` of every result that counts, by part."""
+    buckets = 1 + sum(map(row_count, parts)) // _BUCKET_RESULTS
+    with open_duckdb(folder, _MEMORY) as database:
+        run = database.execute
+        run("create table results (bucket int, id uhugeint, key bigint, n int)")
+        run("create table rows (bucket int, id uhugeint, row bigint)")
+        run("create table places (part int, n int, row bigint, attempts int, first bool)")
+        _insert(database, "results", "key, n", _keys(parts), buckets)
+        _insert(database, "rows", "row", read_batches(row_map, ["row", "custom_id"]), buckets)
+        for bucket in range(buckets):
+            run(f"""
+                insert into places
+                select {len(parts)} - 1 - key % {len(parts)}, n, row, attempts, row = min(row) over (partition by id)
+                from (from rows where bucket = {bucket}) join (
+                    select id, min(key) as key, arg_min(n, key) as n, count(*) as attempts
+                    from results where bucket = {bucket} group by id
+                ) using (id)
+            """)  # noqa: S608 - numbers
+        run("drop table results")
+        run("drop table rows")
+        yield from database.sql("from places order by part, n, row").to_arrow_reader(_PLACES)
+
+
+def _insert(
+    database: duckdb.DuckDBPyConnection, table: str, columns: str, batches: Iterator[pa.RecordBatch], buckets: int
+) -> None:
+    """Inserts columns with their custom_ids: as 16 bytes each, in a bucket by another hash."""
+    gathered: list[pa.RecordBatch] = []
+
+    def insert() -> None:
+        database.register("gathered", pa.Table.from_batches(gathered))
+        hashed = f"hash(custom_id) % {buckets}, md5_number(custom_id)"
+        database.execute(f"insert into {table} select {hashed}, {columns} from gathered")  # noqa: S608 - names of ours
+        database.unregister("gathered")
+        gathered.clear()
+
+    for batch in batches:
+        gathered.append(batch)
+        if sum(one.num_rows for one in gathered) >= _INSERT_ROWS:
             insert()
+    if gathered:
+        insert()
 
 
 class _Places:

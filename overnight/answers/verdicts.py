@@ -6,7 +6,7 @@ A verdict is one of `VERDICTS`. `succeeded`, `failed`, `refused` and `invalid` a
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 
@@ -26,7 +26,7 @@ PROMPT_FILTERED: frozenset[str] = frozenset({
 _RETRYABLE_STATUS = frozenset({0, 408, 409, 429})
 
 
-class Reply(NamedTuple):
+class Reply(msgspec.Struct, frozen=True):
     """One result line, understood. Token counts are the provider's; None where it gives none."""
 
     verdict: Verdict

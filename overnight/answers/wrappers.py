@@ -16,7 +16,9 @@ _decoder = json.JSONDecoder()
 
 
 def thought_and_rest(text: str) -> tuple[str | None, str]:
-    """A model's thoughts before its answer, and the answer."""
+    """A model's thoughts before its answer, and the answer: the very text where there are none."""
+    if "</" not in text and "[/" not in text:
+        return None, text
     found = _THOUGHT.match(text)
     if found is None and "</think>" in text and "<think>" not in text:
         found = _UNOPENED.match(text)

@@ -65,11 +65,15 @@ def cells_of(column: pa.Array, field: pa.Field) -> Cells:
         floats = column.to_pylist()
         return Cells(floats, [None if one is None else str(narrow(one)) for one in floats])
     if isinstance(kind, pa.BaseExtensionType):
-        there = column.to_pandas().tolist()
-        gone = column.is_null().to_pylist()
-        return Cells(column.storage.to_pylist(),
-                     [None if null else str(one) for one, null in zip(there, gone, strict=True)])  # fmt: skip
+        return Cells(column.storage.to_pylist(), _extension_texts(column))
     return Cells(values_of(column))
+
+
+def _extension_texts(column: pa.ExtensionArray) -> list[str | None]:
+    """The values as who made the type words them: pandas' own (intervals, periods) are known to pandas alone."""
+    own = type(column.type).__module__.startswith("pandas")
+    values = column.type.to_pandas_dtype().__from_arrow__(column).tolist() if own else column.to_pylist()
+    return [str(one) if there else None for one, there in zip(values, column.is_valid().to_pylist(), strict=True)]
 
 
 def _number(text: str) -> int | float:

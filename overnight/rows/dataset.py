@@ -7,8 +7,10 @@ megabyte break a run in its middle), once for the rows.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Literal, Protocol
 
 import pyarrow as pa
@@ -30,6 +32,9 @@ _ENDINGS: dict[str, Format] = {
     "csv": "csv", "tsv": "csv", "tab": "csv", "psv": "csv", "parquet": "parquet", "pq": "parquet",
     "jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl",
 }  # fmt: skip
+_PANDAS_TYPES = "pandas.core.arrays.arrow.extension_types"
+"""Makes intervals and periods known to Arrow. A file that holds them has to print the same in every process, whatever
+else was imported there."""
 REQUEST_LINES = pa.schema([pa.field("line", pa.int64()), pa.field("request", pa.string())])
 """Schema of a batch JSONL file read as a dataset: the line number from 1, and the line as it stands."""
 
@@ -235,9 +240,14 @@ def _decoded(field: pa.Field, types: set[pa.DataType]) -> pa.Field:
 def _parquet_schema(file: File) -> pa.Schema:
     try:
         with file.open() as stream:
-            return pq.ParquetFile(stream).schema_arrow
+            schema: pa.Schema = pq.ParquetFile(stream).schema_arrow
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"cannot read {file.path}: {_first_line(error)}") from None
+    kept_by = [(field.metadata or {}).get(b"ARROW:extension:name", b"") for field in schema]
+    if _PANDAS_TYPES not in sys.modules and any(name.startswith(b"pandas.") for name in kept_by):
+        import_module(_PANDAS_TYPES)
+        return _parquet_schema(file)
+    return schema
 
 
 def _parquet_rows(file: File) -> Iterator[pa.RecordBatch]:

@@ -18,6 +18,8 @@ from overnight.job.job import Dataset
 from overnight.store.engine import open_duckdb
 
 _ROWS = 2048
+_MEMORY = "512MB"
+"""Sorts and joins of wide rows spill, and need some room to do so: 2,000,000 texts of 400 bytes took 256 MB."""
 _PROTOCOL = re.compile(r"['\"]([a-z][a-z0-9+]*)://")
 _BUILT_IN = frozenset({"http", "https", "file"})
 
@@ -50,10 +52,16 @@ def _connected(dataset: Dataset) -> Iterator[duckdb.DuckDBPyConnection]:
     """A database of its own for each reading, which finds files from the folder that `dataset.path` names."""
     folder = Path(dataset.path or ".").absolute()
     try:
-        with TemporaryDirectory() as spill, open_duckdb(Path(spill), file_search_path=str(folder)) as connection:
+        with (
+            TemporaryDirectory() as spill,
+            open_duckdb(Path(spill), _MEMORY, file_search_path=str(folder)) as connection,
+        ):
             for protocol in set(_PROTOCOL.findall(dataset.sql or "")) - _BUILT_IN:
                 connection.register_filesystem(fsspec.filesystem(protocol))
             yield connection
+    except duckdb.OutOfMemoryException:
+        raise DatasetError(f"dataset.sql needs more than {_MEMORY}: order by narrow columns, join and group fewer, "
+                           "or write its result to Parquet and give that as dataset.path") from None  # fmt: skip
     except duckdb.Error as error:
         raise DatasetError(f"dataset.sql: {str(error).splitlines()[0]}") from None
     except (ImportError, ValueError) as error:

@@ -47,14 +47,12 @@ def main() -> None:
 def measure(folder: Path, rows: int) -> tuple[float, float]:
     """Seconds and peak memory of bringing all results into the order of the rows."""
     from overnight.answers.results import result_schema  # noqa: PLC0415 - not in the process that makes the data
-    from overnight.answers.row_order import RowOrder  # noqa: PLC0415
+    from overnight.answers.row_order import row_order  # noqa: PLC0415
     from overnight.job.answer import Answer  # noqa: PLC0415
-    from overnight.store.engine import spilling_duckdb  # noqa: PLC0415
 
     started = time.perf_counter()
-    with spilling_duckdb(folder / "spill") as database:
-        order = RowOrder(database, folder / "spill", result_schema(Answer.text()))
-        order.deal(folder / "rows.parquet", rows, sorted(folder.glob("part-*.parquet")))
+    schema, parts = result_schema(Answer.text()), sorted(folder.glob("part-*.parquet"))
+    with row_order(folder / "spill", schema, folder / "rows.parquet", rows, parts) as order:
         answered = 0
         for first in range(0, rows, _STEP):
             taken = order.take(first, min(_STEP, rows - first))
