@@ -219,7 +219,9 @@ def test_a_query_that_cannot_be_a_dataset_is_refused(tmp_path: Path, query: str,
 def test_a_query_that_needs_too_much_memory_says_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(query, "_MEMORY", "8MB")
     wide = "select repeat('x', 1000) || i as t from range(100000) r(i) order by hash(i)"
-    with pytest.raises(DatasetError, match=r"needs more than 8MB: order by narrow columns.*write its result to Parquet"):
+    with pytest.raises(
+        DatasetError, match=r"needs more than 8MB: order by narrow columns.*write its result to Parquet"
+    ):
         list(opened(tmp_path, sql=wide).batches())
 
 

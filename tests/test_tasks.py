@@ -124,8 +124,8 @@ def test_the_responses_api_has_its_own_parts() -> None:
 def test_documents_and_recordings_go_inside(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(pdf := b"%PDF-1.7 ... %%EOF\n")
     (tmp_path / "a.wav").write_bytes(wav := b"RIFF\x24\0\0\0WAVEfmt ")
-    task = generate(files="{{ doc }}", audio="{{ sound }}")
-    made = body(task, {"text": ["t"], "doc": [str(tmp_path / "a.pdf")], "sound": [wav]})
+    task = generate(files="{{ doc }}", audio="{{ sound }}", media_folder=str(tmp_path))
+    made = body(task, {"text": ["t"], "doc": ["a.pdf"], "sound": [wav]})
     assert made["messages"][0]["content"][1:] == [
         {"type": "file", "file": {"filename": "a.pdf", "file_data": data_uri(pdf, "application/pdf")}},
         {"type": "input_audio", "input_audio": {"data": base64.b64encode(wav).decode(), "format": "wav"}},
@@ -135,7 +135,7 @@ def test_documents_and_recordings_go_inside(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "code", "why"),
     [
-        ("images", "/nowhere/a.png", "bad_image", "cannot read /nowhere/a.png: No such file"),
+        ("images", "nowhere/a.png", "bad_image", "nowhere/a.png: No such file"),
         ("images", b"", "bad_image", "is empty"),
         ("images", b"<html>", "bad_image", "not PNG, JPEG, GIF or WebP"),
         ("images", PNG[:-20], "bad_image", "cut off"),
@@ -148,6 +148,33 @@ def test_an_unreadable_image_is_an_error_of_its_row(field: str, value: Any, code
     made = requests(job(generate(**{field: "{{ it }}"})), {"text": ["a"], "it": [value]})
     assert made.errors[0][0] == code
     assert why in made.errors[0][1]
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("../secret.txt", "lies outside of"),
+        ("/etc/hostname", "lies outside of"),
+        ("file:///etc/hostname", "name the folder of such files in task.media_folder"),
+        ("link.txt", "lies outside of"),
+        ("zip://x.txt::file:///tmp/x.zip", "is not read from a row"),
+        ("simplecache::file:///etc/hostname", "is not read from a row"),
+        ("local:///etc/hostname", "is not read from a row"),
+    ],
+)
+def test_a_row_does_not_choose_which_files_of_the_machine_are_sent(tmp_path: Path, value: str, why: str) -> None:
+    (tmp_path / "secret.txt").write_text("a key")
+    (folder := tmp_path / "docs").mkdir()
+    (folder / "link.txt").symlink_to(tmp_path / "secret.txt")
+    made = requests(job(generate(files="{{ it }}", media_folder=str(folder))), {"text": ["a"], "it": [value]})
+    assert made.errors[0][0] == "bad_file"
+    assert why in made.errors[0][1]
+
+
+def test_paths_may_lead_into_the_datasets_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    task, dataset = generate(images="{{ it }}"), {"path": str(tmp_path / "rows.csv")}
+    assert body(task, {"text": ["t"], "it": [str(tmp_path / "a.png")]}, dataset=dataset)
 
 
 def test_an_image_that_is_too_large_for_a_batch_is_too_large() -> None:
@@ -285,7 +312,7 @@ def test_a_template_error_names_the_message_it_stands_in() -> None:
 
 
 def test_fields_that_came_later_are_part_of_a_definition_only_where_they_are_used() -> None:
-    later = {"messages", "images", "files", "audio", "tools", "tool_choice", "constant", "strict"}
+    later = {"messages", "images", "files", "audio", "media_folder", "tools", "tool_choice", "constant", "strict"}
     assert not later & job(generate()).definition()["task"].keys()
     used = job(generate(strict=False, tools=[TOOL], images="{{ text }}")).definition()["task"]
     assert later & used.keys() == {"strict", "tools", "images"}

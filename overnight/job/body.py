@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from overnight.errors import JobError, TemplateError
@@ -88,7 +89,16 @@ def _content(job: Job, name: str, source: str, marks: Marks) -> str:
     text = marks.compile(name, source)
     # Not among the marks' own templates: a null is no image here, where in a text it is an error of the row.
     shown = tuple(Shown(kind, compile_template(field, one, marks.schema)) for kind, field, one in shows)
-    return marks.stand(Parts(text, shown, job.task.url == RESPONSES, job.profile.fetches_addresses))
+    responses, fetched = job.task.url == RESPONSES, job.profile.fetches_addresses
+    return marks.stand(Parts(text, shown, responses, fetched, _media_folders(job)))
+
+
+def _media_folders(job: Job) -> tuple[Path, ...]:
+    """The folders that a row's local paths may lead into; relative ones start at the first."""
+    if (given := getattr(job.task, "media_folder", None)) is not None:
+        return (Path(given).expanduser().resolve(),)
+    dataset = Path(job.dataset.path).expanduser().resolve()
+    return (Path.cwd(), dataset if dataset.is_dir() else dataset.parent)
 
 
 def _messages(job: Job, messages: Sequence[Message], marks: Marks) -> list[dict[str, Any]]:

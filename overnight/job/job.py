@@ -24,7 +24,7 @@ def _known_profile(name: str) -> str:
 
 _LATER = {
     "dataset": {"delimiter", "encoding", "sql"},
-    "task": {"messages", "images", "files", "audio", "tools", "tool_choice", "constant", "strict"},
+    "task": {"messages", "images", "files", "audio", "media_folder", "tools", "tool_choice", "constant", "strict"},
 }
 """Fields that came after the first version: left out of a job's definition where they are not used."""
 

@@ -9,13 +9,18 @@ from __future__ import annotations
 import base64
 import binascii
 import mimetypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import fsspec
 
 Kind = Literal["image", "file", "audio"]
 _ADDRESSES = ("http://", "https://")
+_REMOTE = frozenset(
+    {"http", "https", "ftp", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "sftp", "hdfs", "memory"}
+)
+"""Not among them: what reads this machine's files in other ways (`zip://`, `git://`, one address within another)."""
 _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -65,7 +70,7 @@ def media_values(value: Any) -> list[Any]:
     return [one for one in value if one is not None] if isinstance(value, list | tuple) else [value]
 
 
-def part_of(kind: Kind, value: Any, *, responses: bool, fetched: bool) -> dict[str, Any]:
+def part_of(kind: Kind, value: Any, *, responses: bool, fetched: bool, folders: Sequence[Path]) -> dict[str, Any]:
     """One part of a message.
 
     Args:
@@ -74,35 +79,36 @@ def part_of(kind: Kind, value: Any, *, responses: bool, fetched: bool) -> dict[s
             have it.
         responses: in the form of the Responses API; else of chat completions.
         fetched: whether the provider fetches addresses.
+        folders: which local files may lie in; relative paths start at the first.
 
     Raises:
         BadMedia: it cannot be read, or is none of the kinds that are taken.
     """
     direct = isinstance(value, str) and value.startswith(_ADDRESSES) and fetched
     if kind == "image":
-        address = value if direct else load(kind, value).data_uri
+        address = value if direct else load(kind, value, folders).data_uri
         return {"type": "input_image", "image_url": address} if responses else (
             {"type": "image_url", "image_url": {"url": address}}
         )  # fmt: skip
     if kind == "audio":
-        loaded = load(kind, value)
+        loaded = load(kind, value, folders)
         form = loaded.media_type.rpartition("/")[2]
         return {"type": "input_audio",
                 "input_audio": {"data": base64.b64encode(loaded.content).decode(), "format": form}}  # fmt: skip
     if direct and responses:
         return {"type": "input_file", "file_url": value}
-    loaded = load(kind, value)
+    loaded = load(kind, value, folders)
     about = {"filename": loaded.name, "file_data": loaded.data_uri}
     return {"type": "input_file", **about} if responses else {"type": "file", "file": about}
 
 
-def load(kind: Kind, value: Any) -> Loaded:
-    """Reads a file, wherever it is, and looks at what it is.
+def load(kind: Kind, value: Any, folders: Sequence[Path]) -> Loaded:
+    """Reads a file and looks at what it is; `part_of` has the arguments.
 
     Raises:
         BadMedia: it cannot be read, or is none of the kinds that are taken.
     """
-    content, name = _content(kind, value)
+    content, name = _content(kind, value, folders)
     shown = name or f"{len(content):,} bytes"
     if not content:
         raise BadMedia(kind, f"{shown}: it is empty")
@@ -116,10 +122,10 @@ def load(kind: Kind, value: Any) -> Loaded:
     return Loaded(content, media_type, name or f"file{mimetypes.guess_extension(media_type) or ''}")
 
 
-def _content(kind: Kind, value: Any) -> tuple[bytes, str]:
+def _content(kind: Kind, value: Any, folders: Sequence[Path]) -> tuple[bytes, str]:
     if isinstance(value, Mapping):
         inner = value.get("bytes")
-        return _content(kind, inner if inner is not None else value.get("path") or value.get("url"))
+        return _content(kind, inner if inner is not None else value.get("path") or value.get("url"), folders)
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value), ""
     if not isinstance(value, str) or not value:
@@ -131,11 +137,29 @@ def _content(kind: Kind, value: Any) -> tuple[bytes, str]:
         except (ValueError, binascii.Error):
             raise BadMedia(kind, f"{value[:40]}…: not base64") from None
     try:
-        with fsspec.open(value, "rb") as stream:
+        with fsspec.open(_allowed(kind, value, folders), "rb") as stream:
             return stream.read(), value.split("?")[0].rstrip("/").rpartition("/")[2]
     except (OSError, ImportError, ValueError, RuntimeError) as error:
         why = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
         raise BadMedia(kind, f"cannot read {value}: {why}") from None
+
+
+def _allowed(kind: Kind, value: str, folders: Sequence[Path]) -> str:
+    """An address to read, or the path of a local file that lies in one of the folders.
+
+    Raises:
+        BadMedia: it leads elsewhere.
+    """
+    protocol, _, local = value.rpartition("://")
+    if protocol in _REMOTE:
+        return value
+    if protocol not in ("", "file"):
+        raise BadMedia(kind, f"{value}: {protocol}:// is not read from a row; known are {', '.join(sorted(_REMOTE))}")
+    path = (folders[0] / Path(local).expanduser()).resolve()
+    if not any(path.is_relative_to(folder) for folder in folders):
+        there = " or ".join(map(str, dict.fromkeys(folders)))
+        raise BadMedia(kind, f"{value} lies outside of {there}: name the folder of such files in task.media_folder")
+    return str(path)
 
 
 def _media_type(content: bytes) -> str | None:

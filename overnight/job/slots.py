@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -58,6 +59,8 @@ class Parts:
     """In the form of the Responses API; else of chat completions."""
     fetched: bool
     """Whether the provider fetches addresses."""
+    folders: tuple[Path, ...]
+    """Where local files may lie."""
     _cache: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def fill(self, batch: pa.RecordBatch, errors: Errors) -> list[bytes]:
@@ -80,7 +83,7 @@ class Parts:
         return filled
 
     def _part(self, kind: Kind, value: Any) -> dict[str, Any]:
-        return part_of(kind, value, responses=self.responses, fetched=self.fetched)
+        return part_of(kind, value, responses=self.responses, fetched=self.fetched, folders=self.folders)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,9 @@ class _Seen(_Asked):
     """Documents such as PDF: as `images`."""
     audio: Media = None
     """Recordings (WAV, MP3), always sent as base64: as `images`. Not with `respond`."""
+    media_folder: str | None = Field(default=None, min_length=1)
+    """The local folder that paths in rows start in and may not lead out of: whoever writes the rows must not choose
+    which files of this machine are sent away. Without it: the working directory, and the dataset's own folder."""
 
 
 class Message(Part):
