@@ -44,6 +44,7 @@ bench: install ## measure the stages against plain Python, and the endpoint
 	$(BIN)/python -m tests.benchmarks.stages
 	$(BIN)/python -m tests.benchmarks.order
 	$(BIN)/python -m tests.benchmarks.endpoint
+	$(BIN)/python -m tests.benchmarks.start
 
 mutants: install ## take each protection away in turn and print which test notices
 	$(BIN)/python -m tests.mutants

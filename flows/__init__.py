@@ -7,6 +7,7 @@ for them. Arrow takes memory from the system, and gives it back: its own pool ho
 
 import logging
 import os
+import sys
 
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -14,4 +15,10 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "overnight")
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # a lease also logs outside of runs
+if "prefect" in sys.modules:  # it read its settings when it was imported
+    from prefect.context import refresh_global_settings_context
+    from prefect.logging.configuration import setup_logging
+
+    refresh_global_settings_context()
+    setup_logging(incremental=False)
 logging.getLogger("overnight").setLevel(logging.INFO)  # Prefect copies its handlers to extra loggers, not its level

@@ -7,19 +7,32 @@ import json
 import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
-from rich.console import Console
 
-from flows.shell import OK, TOO_MANY_FAILED, announce_server, guarded, plain, printed, under_prefect
+from flows.shell import (
+    COULD_NOT_RUN,
+    OK,
+    TOO_MANY_FAILED,
+    announce_server,
+    guarded,
+    has_server,
+    plain,
+    printed,
+    spare_pandas,
+    under_prefect,
+)
 from overnight.endpoint.settings import Settings
-from overnight.job.job import Job
-from overnight.job.jobfile import job_schema, load_job, with_overrides
-from overnight.ledger.run import Run
-from overnight.reports.status import JobStatus
 from overnight.store.home import JobFolder, home_path, shown
 from overnight.text import counted_of
+
+if TYPE_CHECKING:  # pydantic, Arrow and the ledger are for the commands that use them
+    from rich.console import Console
+
+    from overnight.job.job import Job
+    from overnight.ledger.run import Run
+    from overnight.reports.status import JobStatus
 
 app = App(
     name="overnight",
@@ -55,7 +68,11 @@ class JobOptions(Common):
 
     def open(self, job: Path) -> Run:
         """Reads a job file with its overrides."""
-        return _opened(load_job(job, self.overrides or ()), self.home)
+        from overnight.job.jobfile import load_job  # noqa: PLC0415 - pydantic is not for every command
+
+        read = load_job(job, self.overrides or ())
+        spare_pandas()
+        return _opened(read, self.home)
 
 
 @Parameter(name="*")
@@ -82,7 +99,7 @@ class ProviderOptions(Common):
 
     def choose(self, provider: str) -> dict[str, Any]:
         """A provider by its profile's name or a job file, with its overrides."""
-        from tasks.credentials import choose_provider  # noqa: PLC0415 - Prefect takes seconds to import
+        from overnight.job.jobfile import choose_provider, with_overrides  # noqa: PLC0415 - as above
 
         chosen = choose_provider(provider).model_dump(mode="json", exclude_unset=True)
         return with_overrides(chosen, self.overrides or ())
@@ -92,10 +109,12 @@ class ProviderOptions(Common):
 def try_(*, options: Common = Common()) -> int:
     """Run the example job on the embedded model and show the answers: no key, no cost, two minutes."""
     checkout = Path(__file__).parent.parent
-    job = load_job(checkout / "data/jobs/reviews.yaml", [f"dataset.path={checkout / 'data/samples/reviews.csv'}"])
 
     def command(console: Console) -> int:
-        return _run(_opened(job, options.home), console, yes=True, as_json=options.json, show=True)
+        from overnight.job.jobfile import load_job  # noqa: PLC0415 - pydantic is not for every command
+
+        job = load_job(checkout / "data/jobs/reviews.yaml", [f"dataset.path={checkout / 'data/samples/reviews.csv'}"])
+        return _run(_opened(job, options.home), console, yes=True, as_json=options.json, elsewhere=True)
 
     return under_prefect(command, as_json=options.json, verbose=options.verbose)
 
@@ -111,7 +130,7 @@ def plan(job: Path, *, options: JobOptions = JobOptions()) -> int:
     def command(console: Console) -> int:
         return _plan(options.open(job), console, as_json=options.json)
 
-    return under_prefect(command, as_json=options.json, verbose=options.verbose)
+    return under_prefect(command, as_json=options.json, verbose=options.verbose, arrow=False)
 
 
 @app.command
@@ -128,7 +147,7 @@ def run(job: Path, *, options: SendOptions = SendOptions()) -> int:
     def command(console: Console) -> int:
         return _run(options.open(job), console, yes=options.yes, as_json=options.json)
 
-    return under_prefect(command, as_json=options.json, verbose=options.verbose)
+    return under_prefect(command, as_json=options.json, verbose=options.verbose, arrow=False)
 
 
 @app.command
@@ -150,7 +169,7 @@ def submit(job: Path, *, options: SendOptions = SendOptions()) -> int:
             now = submit_batch(opened.job, home=str(opened.home), approve=options.yes)
         return _show_statuses([now], console, options)
 
-    return under_prefect(command, as_json=options.json, verbose=options.verbose)
+    return under_prefect(command, as_json=options.json, verbose=options.verbose, arrow=False)
 
 
 @app.command
@@ -165,8 +184,7 @@ def collect(job: str | None = None, *, options: Common = Common()) -> int:
         from flows.collect import collect_batches  # noqa: PLC0415 - Prefect takes seconds to import
 
         announce_server(console)
-        name = load_job(job).name if job and Path(job).suffix in (".yaml", ".yml") else job
-        return _show_statuses(collect_batches(name, options.home), console, options)
+        return _show_statuses(collect_batches(_name_of(job) if job else None, options.home), console, options)
 
     return under_prefect(command, as_json=options.json, verbose=options.verbose)
 
@@ -236,11 +254,9 @@ def list_(provider: str, *, limit: int = 100, options: ProviderOptions = Provide
     """
 
     def command(console: Console) -> int:
-        from flows.list import list_batches  # noqa: PLC0415 - Prefect takes seconds to import
         from flows.terminal import show_table  # noqa: PLC0415
 
-        announce_server(console)
-        found = [vars(one) for one in list_batches(options.choose(provider), limit, options.home)]
+        found = [vars(one) for one in _listed(options.choose(provider), limit, options.home)]
         show_table(found, console)
         return printed({"batches": found}, as_json=options.json)
 
@@ -256,13 +272,140 @@ def diagnose(batch: str, *, options: Common = Common()) -> int:
     """
 
     def command(console: Console) -> int:
-        from flows.diagnose import diagnose_batch  # noqa: PLC0415 - Prefect takes seconds to import
-        from flows.terminal import show_markdown  # noqa: PLC0415
+        from flows.terminal import show_markdown  # noqa: PLC0415 - rich's tables are not for every command
 
-        announce_server(console)
-        text = diagnose_batch(batch, options.home)
+        text = _diagnosis(batch, options.home)
         show_markdown(text, console)
         return printed({"diagnosis": text}, as_json=options.json)
+
+    return under_prefect(command, as_json=options.json, verbose=options.verbose)
+
+
+@app.command
+def init(
+    dataset: str,
+    *,
+    task: str = "classify",
+    column: str | None = None,
+    labels: Annotated[
+        list[str] | None,
+        Parameter(negative=(), help="For classify: one or more, as --labels good bad.", consume_multiple=True),
+    ] = None,
+    model: str | None = None,
+    provider: str = "openai",
+    output: Path | None = None,
+) -> int:
+    """Write a commented starter job for a dataset: its columns, a task, safe limits.
+
+    Args:
+        dataset: a csv, Parquet or jsonl file, a folder or glob of them, or an address.
+        task: classify, generate, summarize, translate, extract or embed.
+        column: what the model is asked about; else the column of the longest texts.
+        model: as the provider names it.
+        provider: a profile's name.
+        output: the job file; else the dataset's name with .yaml, in this folder.
+    """  # fmt: skip
+
+    def command(console: Console) -> int:
+        from overnight.job.starter import Asked  # noqa: PLC0415 - templates and Arrow are not for every command
+        from overnight.reports.starting import write_starter  # noqa: PLC0415
+
+        asked = Asked(task, column, tuple(labels or ()), model, provider)
+        written = write_starter(dataset, asked, output)
+        console.print(f"wrote {plain(shown(written))}: look through it, then: overnight plan {plain(shown(written))}",
+                      soft_wrap=True, highlight=False)  # fmt: skip
+        return OK
+
+    return under_prefect(command, as_json=False, verbose=False)
+
+
+@app.command
+def status(job: str | None = None, *, options: Common = Common()) -> int:
+    """List the jobs of the home: state, rows, cost, age, and what holds them.
+
+    Args:
+        job: only this one, by its name or file.
+    """
+
+    def command(console: Console) -> int:
+        from flows.terminal import show_jobs  # noqa: PLC0415 - rich's tables and the ledger are not for every command
+        from overnight.reports.status import job_rows  # noqa: PLC0415
+
+        found = job_rows(home_path(options.home), _name_of(job) if job else None)
+        show_jobs(found, console)
+        return printed({"jobs": [one._asdict() for one in found]}, as_json=options.json)
+
+    return under_prefect(command, as_json=options.json, verbose=options.verbose)
+
+
+@app.command
+def show(
+    job: str,
+    *,
+    status: Annotated[str | None, Parameter(help="Only rows of this status, such as failed.")] = None,
+    where: Annotated[str | None, Parameter(help='Only rows for which this SQL holds, such as "stars < 3".')] = None,
+    columns: Annotated[str | None, Parameter(help="Which columns, as a,b,c; `all` for all.")] = None,
+    diff: Annotated[str | None, Parameter(help="The rows where the answers of this other job differ.")] = None,
+    limit: int = 20,
+    options: Common = Common(),
+) -> int:
+    """Show rows and their answers on the terminal.
+
+    Args:
+        job: its name or file.
+        limit: how many rows.
+    """
+
+    def command(console: Console) -> int:
+        from flows.terminal import show_look  # noqa: PLC0415 - rich's tables and DuckDB are not for every command
+        from overnight.ledger.run import recorded_run  # noqa: PLC0415
+        from overnight.reports.look import differences, joined_table, look, usual_columns  # noqa: PLC0415
+
+        run = recorded_run(_name_of(job), options.home)
+        table = joined_table(run)
+        if diff is not None:
+            seen = differences(run, recorded_run(_name_of(diff), options.home), limit=limit)
+        else:
+            wanted = columns.split(",") if columns and columns != "all" else [] if columns else usual_columns(run)
+            status_is = f"{run.job.output.prefix}status = '{status.replace(chr(39), chr(39) * 2)}'" if status else None
+            conditions = " and ".join(f"({one})" for one in (status_is, where) if one)
+            seen = look(table, wanted, where=conditions or None, limit=limit)
+        show_look(seen, console)
+        rows = [dict(zip(seen.columns, row, strict=True)) for row in seen.rows]
+        return printed({"found": seen.found, "total": seen.total, "rows": rows}, as_json=options.json)
+
+    return under_prefect(command, as_json=options.json, verbose=options.verbose)
+
+
+@app.command
+def export(
+    job: str,
+    file: Path,
+    *,
+    to: Annotated[str | None, Parameter(help="csv, jsonl, parquet or duckdb; else by the file's ending.")] = None,
+    where: Annotated[str | None, Parameter(help="Only rows for which this SQL holds.")] = None,
+    overwrite: Annotated[bool, Parameter(negative=(), help="Replace a file that is there.")] = False,
+    options: Common = Common(),
+) -> int:
+    """Write a job's joined table as csv, jsonl, Parquet, or a DuckDB database.
+
+    Args:
+        job: its name or file.
+        file: where to.
+    """
+
+    def command(console: Console) -> int:
+        from overnight.errors import JobError  # noqa: PLC0415 - DuckDB is not for every command
+        from overnight.ledger.run import recorded_run  # noqa: PLC0415
+        from overnight.reports.look import export as write  # noqa: PLC0415
+        from overnight.reports.look import format_of, joined_table  # noqa: PLC0415
+
+        if file.exists() and not overwrite:
+            raise JobError(f"{file} is there already: --overwrite replaces it")
+        table = joined_table(recorded_run(_name_of(job), options.home))
+        rows = write(table, file, format_of(file, to), where=where)
+        console.print(f"wrote {counted_of(rows, 'row')} to {plain(shown(file))}", soft_wrap=True, highlight=False)
+        return printed({"rows": rows, "file": str(file)}, as_json=options.json)
 
     return under_prefect(command, as_json=options.json, verbose=options.verbose)
 
@@ -363,51 +506,99 @@ def register() -> int:
 @app.command
 def schema() -> int:
     """Print the JSON Schema of job files, for editors."""
+    from overnight.job.jobfile import job_schema  # noqa: PLC0415 - pydantic is not for every command
+
     print(json.dumps(job_schema(), indent=2))  # noqa: T201 - it is the output
     return OK
 
 
-def _run(opened: Run, console: Console, *, yes: bool, as_json: bool, show: bool = False) -> int:
+def _run(opened: Run, console: Console, *, yes: bool, as_json: bool, elsewhere: bool = False) -> int:
     from flows.approval import asked_by  # noqa: PLC0415 - Prefect takes seconds to import
     from flows.run import run_batch  # noqa: PLC0415
-    from flows.terminal import ask, progress, show_answers, show_outcome  # noqa: PLC0415
+    from flows.terminal import ask, progress, show_elsewhere, show_outcome, show_overview  # noqa: PLC0415
 
     opened = _checked(opened)
     announce_server(console)
     with progress(opened, console), asked_by(lambda plan: ask(plan, console)):
         summary = run_batch(opened.job, home=str(opened.home), approve=yes)
-    if show:
-        show_answers(summary, opened.job, console)
     show_outcome(summary, console)
+    show_overview(opened, summary, console)
+    if elsewhere:
+        show_elsewhere(summary, console)
     printed(summary.as_json(), as_json=as_json)
     return OK if summary.within_bounds else TOO_MANY_FAILED
 
 
 def _plan(opened: Run, console: Console, *, as_json: bool) -> int:
-    from flows.plan import plan_batch  # noqa: PLC0415
-    from flows.terminal import show_markdown  # noqa: PLC0415
-    from overnight.providers.provider import require_batch_api  # noqa: PLC0415
-    from tasks.build import check_run  # noqa: PLC0415
+    from flows.terminal import show_markdown  # noqa: PLC0415 - these are not for every command
+    from overnight.reports.dry_run import check_plan, plan_job  # noqa: PLC0415
 
-    require_batch_api(opened.job.profile)
-    check_run(opened)
-    announce_server(console)
-    made = plan_batch(opened.job, home=str(opened.home))
+    check_plan(opened)
+    if has_server():
+        from flows.plan import plan_batch  # noqa: PLC0415 - Prefect takes seconds to import
+
+        made = plan_batch(opened.job, home=str(opened.home))
+    else:
+        made = plan_job(opened)
     show_markdown(made.text, console)
-    return printed({name: value for name, value in vars(made).items() if name != "text"}, as_json=as_json)
+    printed({name: value for name, value in vars(made).items() if name != "text"}, as_json=as_json)
+    return COULD_NOT_RUN if made.hopeless else OK
 
 
 def _opened(job: Job, home: str | None) -> Run:
     """The run of a job; what it leaves out of its provider, its block gives."""
+    if job.provider.credentials is None:
+        from overnight.ledger.run import open_run  # noqa: PLC0415 - Arrow and the ledger are not for every command
+
+        return open_run(job, home=home)
     from tasks.credentials import open_job  # noqa: PLC0415 - Prefect takes seconds to import
 
     return open_job(job, home=home)
 
 
+def _name_of(job: str) -> str:
+    """A job's name, given that or its file."""
+    if Path(job).suffix not in (".yaml", ".yml", ".json"):
+        return job
+    from overnight.job.jobfile import load_job  # noqa: PLC0415 - pydantic is not for every command
+
+    return load_job(job).name
+
+
+def _listed(provider: dict[str, Any], limit: int, home: str | None) -> list[Any]:
+    """The batches of an account: by the flow where there is a server to show them, or a block to read."""
+    if has_server() or provider.get("credentials"):
+        from flows.list import list_batches  # noqa: PLC0415 - Prefect takes seconds to import
+
+        return list_batches(provider, limit, home)
+    from overnight.job.jobfile import read_provider  # noqa: PLC0415 - these take a second to import
+    from overnight.providers.connect import connect  # noqa: PLC0415
+    from overnight.providers.listing import listed_batches  # noqa: PLC0415
+    from overnight.providers.local import stop_local_endpoint  # noqa: PLC0415
+
+    folder = home_path(home)
+    try:
+        with connect(read_provider(provider).as_profile, folder) as account:
+            return listed_batches(account, folder, limit)
+    finally:
+        stop_local_endpoint(folder)
+
+
+def _diagnosis(name: str, home: str | None) -> str:
+    """What went wrong: by the flow where there is a server to show it."""
+    if has_server():
+        from flows.diagnose import diagnose_batch  # noqa: PLC0415 - Prefect takes seconds to import
+
+        return diagnose_batch(name, home)
+    from overnight.reports.diagnosis import diagnosis_of  # noqa: PLC0415 - the ledger is not for every command
+
+    return diagnosis_of(name, home_path(home))
+
+
 def _checked(opened: Run) -> Run:
     """Says what is wrong with a job, its dataset or its provider before Prefect is started."""
+    from overnight.builds.checks import check_run  # noqa: PLC0415
     from overnight.providers.connect import check_address  # noqa: PLC0415 - these take a second to import
-    from tasks.build import check_run  # noqa: PLC0415
 
     check_run(opened)
     check_address(opened)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.names import ProviderInput, name_provider_run
+from overnight.job.jobfile import choose_provider
 from overnight.providers.local import stop_local_endpoint
 from overnight.store.home import home_path
 from tasks.account import Cleaned, clean_account
-from tasks.credentials import choose_provider
 
 
 @flow(name="clean_files", flow_run_name=name_provider_run, validate_parameters=False)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.names import ProviderInput, name_provider_run
+from overnight.job.jobfile import choose_provider
 from overnight.providers.local import stop_local_endpoint
 from overnight.store.home import home_path
-from tasks.credentials import choose_provider
 from tasks.doctor import Diagnosis, examine
 
 

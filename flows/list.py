@@ -5,10 +5,11 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.names import ProviderInput, name_provider_run
+from overnight.job.jobfile import choose_provider
+from overnight.providers.listing import ListedBatch
 from overnight.providers.local import stop_local_endpoint
 from overnight.store.home import home_path
-from tasks.account import ListedBatch, list_account
-from tasks.credentials import choose_provider
+from tasks.account import list_account
 
 
 @flow(name="list_batches", flow_run_name=name_provider_run, validate_parameters=False)

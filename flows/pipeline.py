@@ -27,6 +27,7 @@ from overnight.ledger.records import JobRecord, Shard
 from overnight.ledger.run import Run
 from overnight.limits.queue import ended_batches
 from overnight.providers.local import stop_local_endpoint
+from overnight.reports.dry_run import plan_of
 from overnight.reports.plan import Plan
 from overnight.reports.summary import Summary
 from tasks.build import build_requests
@@ -35,7 +36,7 @@ from tasks.clean import clean_job, cleanable
 from tasks.fetch import fetch_files
 from tasks.join import join_answers
 from tasks.parse import parse_answers
-from tasks.plan import plan_of, publish_plan
+from tasks.plan import publish_plan
 from tasks.report import announce, write_report
 from tasks.submit import admit, submit_shards
 from tasks.validate import validate_requests

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
+import tomllib
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +18,8 @@ from rich.markup import escape
 from overnight.errors import OvernightError
 from overnight.text import printable
 
+_WIDE = 240
+"""Columns of a table that goes to a file or a pipe, where ids should be whole."""
 OK, COULD_NOT_RUN, TOO_MANY_FAILED, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -48,15 +54,24 @@ def plain(text: Any) -> str:
     return escape(printable(text))
 
 
-def under_prefect(command: Callable[[Console], int], *, as_json: bool, verbose: bool) -> int:
-    """Runs a command that starts flows; what it says goes to stderr where stdout is for JSON."""
+def under_prefect(command: Callable[[Console], int], *, as_json: bool, verbose: bool, arrow: bool = True) -> int:
+    """Runs a command that starts flows; what it says goes to stderr where stdout is for JSON.
+
+    Args:
+        command: what to run.
+        as_json: whether stdout is for JSON.
+        verbose: whether Prefect's log lines are shown too.
+        arrow: whether Arrow is made ready at once: a job file is read without, so that what is wrong with it is said
+            at once.
+    """
 
     def prepared() -> int:
         console = Console(stderr=as_json)
-        from flows.terminal import configure_logging  # noqa: PLC0415 - a quick command does without
-
-        spare_pandas()
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console.width = _WIDE
         configure_logging(console, verbose=verbose)
+        if arrow:
+            spare_pandas()
         return command(console)
 
     return guarded(prepared)
@@ -87,11 +102,25 @@ class _Absent(MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
+def has_server() -> bool:
+    """Whether flows report to a server: the environment, or Prefect's active profile, names one.
+
+    Read without Prefect, which takes seconds to import.
+    """
+    if (url := os.environ.get("PREFECT_API_URL")) is not None:
+        return bool(url)
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    try:
+        kept = tomllib.loads(Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml")).read_text())
+        active = os.environ.get("PREFECT_PROFILE", kept.get("active"))
+        return bool(kept["profiles"][active].get("PREFECT_API_URL"))
+    except (OSError, ValueError, LookupError, AttributeError):
+        return False
+
+
 def announce_server(console: Console) -> None:
     """Says why the first flow of a process may take a while to start."""
-    from prefect.settings import PREFECT_API_URL  # noqa: PLC0415 - Prefect takes seconds to import
-
-    if not PREFECT_API_URL.value():
+    if not has_server():
         console.print(
             "No PREFECT_API_URL: Prefect starts a server of its own, which takes a moment (make up keeps one running).",
             style="dim",
@@ -103,3 +132,25 @@ def printed(values: dict[str, Any], *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(values, default=str))  # noqa: T201 - it is the output
     return OK
+
+
+class _PlainFormatter(logging.Formatter):
+    """Log lines hold what providers say: no order of theirs reaches the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def configure_logging(console: Console, *, verbose: bool) -> None:
+    """Log lines of overnight's own on stderr where there is no live display; Prefect's stay on its page.
+
+    Has to run before Prefect is imported: its server, a child process, inherits the level.
+    """
+    if not verbose:
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    if not verbose and not console.is_terminal:
+        lines = logging.StreamHandler(sys.stderr)
+        lines.setFormatter(_PlainFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+        ours = logging.getLogger("overnight")
+        ours.setLevel(logging.INFO)
+        ours.addHandler(lines)

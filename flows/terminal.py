@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -19,23 +16,24 @@ from rich.prompt import Prompt
 from rich.table import Table
 from rich.text import Text
 
-from flows.approval import Approval
 from flows.shell import plain
 from overnight.errors import JobError
-from overnight.job.job import Job
 from overnight.ledger.run import Run
 from overnight.limits.prices import listed_rates
 from overnight.reports.plan import Plan
-from overnight.reports.status import JobStatus, job_status
+from overnight.reports.status import JobRow, JobStatus, job_status
 from overnight.reports.summary import Summary
 from overnight.store.home import shown
-from overnight.store.parquet import read_batches
 from overnight.text import counted_of, dollars, duration, printable
 
+if TYPE_CHECKING:
+    from flows.approval import Approval
+    from overnight.reports.look import Look
+
 _LOOK_SECONDS = 0.3
-_SAMPLE_ROWS = 12
-_WIDE = 240
-"""Columns of a table that goes to a file or a pipe, where ids should be whole."""
+_FIRST_ROWS = 5
+_MOST_MESSAGE = 160
+_MOST_CHARACTERS = 300
 _COMPARED_MODEL = ("gpt-4o-mini", "openai")
 _live: list[Progress] = []
 """Progress that is on the screen now."""
@@ -87,28 +85,6 @@ def _watch(run: Run, bars: Progress, bar: Any, ended: threading.Event) -> None:
             bars.update(bar, description=printable(status_text(now)), completed=now.answered, total=now.requests)
 
 
-class _PlainFormatter(logging.Formatter):
-    """Log lines hold what providers say: no order of theirs reaches the terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
-
-
-def configure_logging(console: Console, *, verbose: bool) -> None:
-    """Log lines of overnight's own on stderr where there is no live display; Prefect's stay on its page.
-
-    Has to run before Prefect is imported: its server, a child process, inherits the level.
-    """
-    if not verbose:
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    if not verbose and not console.is_terminal:
-        lines = logging.StreamHandler(sys.stderr)
-        lines.setFormatter(_PlainFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
-        ours = logging.getLogger("overnight")
-        ours.setLevel(logging.INFO)
-        ours.addHandler(lines)
-
-
 def status_line(now: JobStatus) -> str:
     """How far a job is, in a line."""
     if now.stopped and now.done:
@@ -136,7 +112,38 @@ def show_table(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*(Text("–" if value is None else printable(value)) for value in row.values()))
-    console.print(table, width=None if console.is_terminal else _WIDE)
+    console.print(table)
+
+
+def show_jobs(jobs: Sequence[JobRow], console: Console) -> None:
+    """Jobs as a table."""
+    now = time.time()
+    show_table(
+        [{"job": one.job, "state": one.state, "rows": f"{one.rows:,}",
+          "answered": f"{one.answered:,} of {one.requests:,}", "open batches": one.batches,
+          "cost": dollars(one.cost_usd), "built": f"{duration(now - one.built_at)} ago", "waits for": one.waits_for}
+         for one in jobs],
+        console,
+    )  # fmt: skip
+
+
+def show_look(seen: Look, console: Console, *, title: str | None = None) -> None:
+    """Rows of a joined table, cells cut to a few lines each: under a title, else with how many there are."""
+    table = Table(title=title, show_lines=len(seen.columns) > 2)
+    for name in seen.columns:
+        table.add_column(printable(name), overflow="fold")
+    for row in seen.rows:
+        table.add_row(*(Text("–" if value is None else _cut(printable(value)), style="dim" if value is None else "")
+                        for value in row))  # fmt: skip
+    console.print(table)
+    if title:
+        return
+    more = f"; {seen.found - len(seen.rows):,} more: --limit" if seen.found > len(seen.rows) else ""
+    console.print(f"{seen.found:,} of {counted_of(seen.total, 'row')}{more}", highlight=False)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "…"
 
 
 def ask(made: Plan, console: Console) -> Approval:
@@ -145,6 +152,8 @@ def ask(made: Plan, console: Console) -> Approval:
     Raises:
         JobError: there is nobody to ask.
     """
+    from flows.approval import Approval  # noqa: PLC0415 - Prefect takes seconds to import
+
     if not sys.stdin.isatty():
         raise JobError("the job may cost more than limits.approve_above_usd, and there is nobody to ask: give --yes")
     with _paused():
@@ -201,16 +210,31 @@ def show_outcome(summary: Summary, console: Console) -> None:
         )
 
 
-def show_answers(summary: Summary, job: Job, console: Console) -> None:
-    """A few rows with their answers, and what the tokens would cost elsewhere."""
-    first: pa.RecordBatch = next(read_batches(summary.joined))
-    table = Table(title="the first answers")
-    names = [name for name in ("review", "answer", job.report.compare) if name and name in first.schema.names]
-    for name in names:
-        table.add_column(name)
-    for row in first.slice(0, _SAMPLE_ROWS).select(names).to_pylist():
-        table.add_row(*(Text(printable(value)) for value in row.values()))
-    console.print(table)
+def show_overview(run: Run, summary: Summary, console: Console) -> None:
+    """What the answers say: the first of them, the commonest, and the commonest errors with what to do about them."""
+    from overnight.reports.diagnosis import advice  # noqa: PLC0415 - DuckDB is for after a run
+    from overnight.reports.look import look, overview, usual_columns  # noqa: PLC0415
+
+    prefix = run.job.output.prefix
+    seen = overview(summary.joined, prefix)
+    if seen.answers:
+        shares = [
+            f"{printable(one.value)} {one.rows:,} ({one.rows / max(1, summary.succeeded):.0%})" for one in seen.answers
+        ]
+        console.print(f"answers: {', '.join(shares)}", markup=False, highlight=False, soft_wrap=True)
+    for code, rows, message in seen.errors:
+        told = " ".join(printable(message).split())[:_MOST_MESSAGE]
+        said = "; ".join(one for one in (told, advice(code)) if one)
+        console.print(f"{counted_of(rows, 'row')} {code}: {said}", markup=False, highlight=False, soft_wrap=True)
+    if summary.succeeded:
+        columns = [name for name in usual_columns(run) if not name.endswith(("status", "error_code"))]
+        succeeded = f"\"{prefix}status\" = 'succeeded'"
+        show_look(look(summary.joined, columns, where=succeeded, limit=_FIRST_ROWS), console, title="the first answers")
+    console.print(f"overnight show {run.job.name} has the rows, export writes them", style="dim", highlight=False)
+
+
+def show_elsewhere(summary: Summary, console: Console) -> None:
+    """What the tokens would cost at a provider."""
     if rates := listed_rates(*_COMPARED_MODEL, discount=None):
         mean = summary.input_tokens / max(1, summary.requests)
         cost = dollars(rates.cost(summary.input_tokens, summary.output_tokens, largest=mean))

@@ -21,9 +21,9 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.collect import collect_batches
 from overnight.errors import Terminal, Unauthorized
+from overnight.ledger.run import all_shards
 from overnight.providers.webhook import WebhookEvent, read_webhook
 from overnight.store.home import home_path
-from tasks.account import all_shards
 
 SECRET_VARIABLE = "OPENAI_WEBHOOK_SECRET"  # noqa: S105 - the name of a variable
 DEPLOYMENT = "collect_batches/collect"

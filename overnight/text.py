@@ -7,6 +7,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -87,3 +88,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near := difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6):
         return f"; did you mean {lowered[near[0]]!r}?"
     return f"; there are: {', '.join(names)}" if names else ""
+
+
+def when(seconds: float | None) -> str:
+    """A time for people, in UTC."""
+    return "unknown" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")

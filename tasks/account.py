@@ -4,47 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from overnight.answers.results import part_name
-from overnight.errors import JobError, ProviderError, Transient
+from overnight.errors import ProviderError, Transient
 from overnight.job.job import ProviderChoice
-from overnight.ledger.database import Ledger, ledger_exists
-from overnight.ledger.records import Batch, Shard
-from overnight.ledger.run import Run, recorded_run
+from overnight.ledger.run import all_shards
+from overnight.providers.listing import ListedBatch, listed_batches
 from overnight.providers.replies import TERMINAL
 from overnight.providers.stored_files import Stored, deletable, known_files, sorted_out
-from overnight.reports.diagnosis import diagnosis_text, grouped
-from overnight.store.parquet import read_batches
-from overnight.text import artifact_key
+from overnight.reports.diagnosis import diagnosis_of
+from overnight.text import artifact_key, when
 from tasks.credentials import open_provider
 
 logger = logging.getLogger("overnight.account")
-
-
-@dataclass(frozen=True)
-class ListedBatch:
-    """A batch at the provider, and whose it is."""
-
-    batch: str
-    status: str
-    done: int | None
-    failed: int | None
-    total: int | None
-    created: str
-    """UTC, as text."""
-    job: str | None
-    """The job of this home's ledger that sent it; what its metadata says where the ledger does not know it."""
-    file: str | None
-    known: bool
-    """Whether the ledger knows it."""
 
 
 @dataclass(frozen=True)
@@ -61,67 +38,22 @@ class Cleaned:
     """Of what was deleted, or could be."""
 
 
-def all_shards(home: Path) -> list[Shard]:
-    """The shards of all jobs of a home."""
-    if not ledger_exists(home):
-        return []
-    ledger = Ledger.of(home)
-    return [shard for name in ledger.jobs() for shard in ledger.shards(name)]
-
-
-def when(seconds: float | None) -> str:
-    """A time for people, in UTC."""
-    return "unknown" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
 @task(name="list", task_run_name="list", cache_policy=NO_CACHE)
 def list_account(choice: ProviderChoice, home: Path, limit: int) -> list[ListedBatch]:
     """The newest batches of an account, as the artifact `batches-<profile>` too."""
-    ours = {b.batch_id: (s.job, s.file_name) for s in all_shards(home) for b in s.batches if b.batch_id}
-    found: list[ListedBatch] = []
     with open_provider(choice, home) as provider:
-        for remote in provider.batches():
-            job, file = ours.get(remote.id, ((remote.metadata or {}).get("overnight_job"), None))
-            found.append(ListedBatch(remote.id, remote.status, remote.done, remote.failed, remote.total,
-                                     when(remote.created_at), job, file, remote.id in ours))  # fmt: skip
-            if len(found) == limit:
-                break
+        found = listed_batches(provider, home, limit)
     if found:
         create_table_artifact([vars(one) for one in found], key=artifact_key("batches", choice.profile))
     return found
 
 
-def find_batches(name: str, home: Path) -> tuple[Run, list[tuple[Shard, Batch]]]:
-    """The batches of a job, or one batch by its id.
-
-    Raises:
-        JobError: the ledger knows neither.
-    """
-    shards = all_shards(home)
-    matching = [(shard, batch) for shard in shards for batch in shard.batches if name in (shard.job, batch.batch_id)]
-    if not matching and ledger_exists(home) and name in Ledger.of(home).jobs():
-        return recorded_run(name, home), []
-    if not matching:
-        raise JobError(f"the ledger of {home} knows no job and no batch named {name!r}: `overnight list` shows batches")
-    return recorded_run(matching[0][0].job, home), matching
-
-
 @task(name="diagnose", task_run_name="diagnose", cache_policy=NO_CACHE)
 def diagnose(name: str, home: Path) -> str:
     """What went wrong in a job or a batch, as text and as the artifact `diagnosis-<name>`."""
-    run, batches = find_batches(name, home)
-    text = diagnosis_text(name, batches, grouped(_results(run, batches)))
+    text = diagnosis_of(name, home)
     create_markdown_artifact(text, key=artifact_key("diagnosis", name), description=f"diagnosis of {name}")
     return text
-
-
-def _results(run: Run, batches: list[tuple[Shard, Batch]]) -> Iterator[tuple[str, str, str | None, str | None]]:
-    columns = ["custom_id", "verdict", "error_code", "error_message"]
-    for shard, batch in batches:
-        part = run.folder.results / part_name(shard, batch)
-        if part.exists():
-            for rows in read_batches(part, columns):
-                yield from zip(*(rows[name].to_pylist() for name in columns), strict=True)
 
 
 @task(name="clean files", task_run_name="clean files", cache_policy=NO_CACHE)

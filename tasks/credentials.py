@@ -14,7 +14,7 @@ from pydantic import Field, SecretStr
 
 from overnight.errors import Unauthorized
 from overnight.job.job import Job, ProviderChoice
-from overnight.job.jobfile import load_job, read_provider
+from overnight.job.jobfile import load_job
 from overnight.job.profiles import Profile, profile_names
 from overnight.ledger.run import Run, open_run, recorded_run
 from overnight.providers.account import check_account
@@ -138,21 +138,6 @@ def provider_of(run: Run, *, any_account: bool = False) -> Provider:
         provider.close()
         raise
     return provider
-
-
-def choose_provider(provider: ProviderChoice | Mapping[str, Any] | str) -> ProviderChoice:
-    """A provider as the management flows take it: its settings, a profile's name, or a job file that names it.
-
-    Raises:
-        JobError: the name is not known, or the file cannot be read.
-    """
-    if isinstance(provider, ProviderChoice):
-        return provider
-    if isinstance(provider, Mapping):
-        return read_provider(provider)
-    if Path(provider).suffix in (".yaml", ".yml", ".json"):
-        return load_job(provider).provider
-    return read_provider({"profile": provider})
 
 
 def open_provider(choice: ProviderChoice, home: Path) -> Provider:

@@ -5,33 +5,19 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from itertools import islice
-from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from overnight.errors import MOST_PROBLEMS, InvalidRequests, Problem
-from overnight.job.profiles import Profile
+from overnight.builds.checks import check_files
 from overnight.job.prompt import definition_of
 from overnight.ledger.builder import Build
 from overnight.ledger.identity import claim_folder, keep_count
 from overnight.ledger.records import JobRecord, NewShard, Shard
 from overnight.ledger.request_files import place_file
 from overnight.ledger.run import Run, self_contained
-from overnight.rows.rules import check_lines
 from overnight.store.files import sync_folder
 from tasks.credentials import provider_of
-
-
-def staged_problems(staging: Path, build: Build, profile: Profile) -> list[Problem]:
-    """What a provider would refuse in the staged files."""
-    problems: list[Problem] = []
-    for shard in build.shards:
-        with (staging / shard.file_name).open("rb") as lines:
-            found = check_lines(shard.file_name, lines, profile)
-            problems += islice(found, MOST_PROBLEMS - len(problems))
-    return problems
 
 
 def sort_out(planned: Sequence[Shard], built: Sequence[NewShard]) -> tuple[list[Shard], list[NewShard]]:
@@ -73,16 +59,6 @@ def plan_staged(run: Run, build: Build) -> None:
     for shard in outdated:
         (folder.requests / shard.file_name).unlink(missing_ok=True)
     shutil.rmtree(folder.staging)
-
-
-def check_files(staging: Path, build: Build, profile: Profile) -> None:
-    """Applies the provider's rules to every staged file.
-
-    Raises:
-        InvalidRequests: rules are broken; lists every line.
-    """
-    if problems := staged_problems(staging, build, profile):
-        raise InvalidRequests("the provider would refuse these requests; nothing was sent:", problems)
 
 
 def check_provider(run: Run) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 
 from overnight.answers.trouble import is_stuck
+from overnight.builds.staging import stage
 from overnight.ledger.lease import leased
 from overnight.ledger.run import Run, open_run
 from overnight.limits.queue import ended_batches
 from overnight.reports.summary import Tally
-from tasks.build import stage
 from tasks.fetch import fetch_files
 from tasks.join import join
 from tasks.parse import parse_batch

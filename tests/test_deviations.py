@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from flows.plan import plan
 from overnight.errors import InvalidRequests, ProviderError
 from overnight.job.profiles import Profile, profile_names
 from overnight.ledger.run import open_run
 from overnight.providers.provider import Provider
+from overnight.reports.dry_run import plan_job as plan
 from tasks.wait import poll_all
 from tests.cases import Case, Outcome, case, check_case
 from tests.conftest import MakeJob, ProviderProcess

@@ -91,7 +91,7 @@ def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(tmp_path: Path) -> None:
     wait_for(tmp_path / "home/reviews/requests/*.jsonl", run)
     run.send_signal(signal.SIGINT)
     _, shown = run.communicate(timeout=60)
-    assert run.returncode == 130
+    assert run.returncode == 130, shown
     assert "run the same command again to go on" in " ".join(shown.split())
     assert not (tmp_path / "home/.endpoint/endpoint.json").exists()
     done = overnight(tmp_path, "run", "data/jobs/reviews.yaml", "--json")

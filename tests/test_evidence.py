@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from overnight.answers.trouble import troubled
+from overnight.builds.staging import stage
 from overnight.errors import DatasetError, LedgerError, LedgerUnavailable, OtherAccount, ProviderError
 from overnight.ledger.built_rows import BuiltRows, RowMap, built_map
 from overnight.ledger.database import Ledger, _cached
@@ -22,7 +23,6 @@ from overnight.ledger.lease import check_lease, leased
 from overnight.ledger.run import Run, open_run
 from overnight.ledger.states import State
 from overnight.providers.provider import Provider
-from tasks.build import stage
 from tasks.clean import clean
 from tasks.join import join
 from tasks.recover import recover

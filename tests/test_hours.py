@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.plan import plan
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.states import State
 from overnight.limits.hours import given_text, hours_of, hours_text
+from overnight.reports.dry_run import plan_job as plan
 from overnight.reports.report import report_text
 from overnight.reports.summary import Tally
 from tests.conftest import MakeJob

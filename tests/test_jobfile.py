@@ -59,7 +59,11 @@ def test_a_file_a_dict_and_a_job_read_alike(tmp_path: Path) -> None:
             ["9: `limits.max_request` is not a known field; did you mean 'max_requests'?"],
             id="limit",
         ),
-        pytest.param(FILE + "limits: {max_attempts: 0}\n", ["8: `limits.max_attempts`: input should be"], id="bound"),
+        pytest.param(
+            FILE + "limits: {max_attempts: 0}\n",
+            ["8: `limits.max_attempts` has to be greater than or equal to 1"],
+            id="bound",
+        ),
         pytest.param(
             FILE + "provider: {profile: opnai}\n",
             ["8: there is no provider profile 'opnai'; did you mean 'openai'?"],

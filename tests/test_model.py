@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from overnight.answers.trouble import is_stuck, troubled
+from overnight.builds.staging import stage
 from overnight.errors import OvernightError
 from overnight.ledger.lease import LEASE_SECONDS
 from overnight.ledger.run import Run, open_run
 from overnight.limits.queue import ended_batches
-from tasks.build import stage
 from tasks.fetch import fetch
 from tasks.join import join
 from tasks.parse import parse_batch

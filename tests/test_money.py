@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.plan import plan
 from overnight.errors import JobError
 from overnight.job.job import Job
 from overnight.ledger.records import Batch, Shard
@@ -19,6 +18,7 @@ from overnight.limits.admission import admissible
 from overnight.limits.budget import affordable, most_cost, output_limit, spending
 from overnight.limits.canary import last_canary
 from overnight.limits.prices import Rates, listed_rates
+from overnight.reports.dry_run import plan_job as plan
 from tests.conftest import MakeJob, ProviderProcess
 from tests.steps import build, run_job
 

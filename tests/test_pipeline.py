@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from overnight.builds.staging import stage
 from overnight.errors import JobError, LedgerError, ProviderError, Unauthorized
 from overnight.job.job import Job
 from overnight.job.profiles import Profile
@@ -21,7 +22,6 @@ from overnight.reports.plan import Plan
 from overnight.reports.report import report_text
 from overnight.reports.status import batch_rows
 from overnight.text import table
-from tasks.build import stage
 from tasks.report import summarize
 from tasks.validate import plan_staged
 from tests.conftest import MakeJob, ProviderProcess

@@ -100,6 +100,11 @@ def test_an_image_is_sent_by_address_or_inside(value: Any, address: str) -> None
     ]
 
 
+def test_a_column_of_images_may_have_any_name() -> None:
+    made = body(generate(images='{{ row["my \\\\ image"] }}'), {"text": ["what?"], "my \\ image": [PNG]})
+    assert made["messages"][0]["content"][1]["image_url"]["url"] == data_uri(PNG, "image/png")
+
+
 def test_lists_of_images_and_none_at_all() -> None:
     made = requests(
         job(generate(images=["{{ image }}", "https://e.com/{{ n }}.png"])),

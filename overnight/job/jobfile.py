@@ -16,6 +16,20 @@ from overnight.job.job import Job, ProviderChoice
 from overnight.job.task import Task
 from overnight.text import did_you_mean
 
+_YAML_MENDS = {
+    "found unhashable key": 'put quotes around templates: prompt: "{{ review }}"',
+    "mapping values are not allowed here": "put quotes around a text that holds a colon",
+    "found character '\\t'": "indent with spaces, not with tabs",
+    "while scanning a simple key": "put quotes around the text",
+}
+_GROUPS = {
+    "provider": "provider: {{profile: {}}}", "dataset": "dataset: {{path: {}}}", "limits": "limits: {{max_rows: {}}}",
+    "output": "output: {{prefix: {}}}", "report": "report: {{compare: {}}}", "task": "task: {{kind: {}, …}}",
+    "parameters": "parameters: {{max_tokens: 64}}",
+}  # fmt: skip
+"""How a group of settings is written, where one value stands in its place."""
+_WORDS = {"integer": "a whole number", "string": "text", "boolean": "true or false", "number": "a number"}
+
 
 class _Document(NamedTuple):
     """A job as plain values, and where they stand."""
@@ -25,6 +39,8 @@ class _Document(NamedTuple):
     values: dict[str, Any]
     lines: dict[tuple[str, ...], int]
     """Path of a key: its line, from 1."""
+    overridden: Mapping[tuple[str, ...], str] = types.MappingProxyType({})
+    """Path of a key that is set over the file's: how it was set."""
 
 
 def load_job(source: Job | Mapping[str, Any] | Path | str, overrides: Iterable[str] = ()) -> Job:
@@ -45,12 +61,12 @@ def load_job(source: Job | Mapping[str, Any] | Path | str, overrides: Iterable[s
         document = _Document("job", dict(source), {})
     else:
         document = _read_yaml(Path(source))
-    values = document.values
-    values = with_overrides(values, overrides)
+    values = with_overrides(document.values, given := tuple(overrides))
+    document = document._replace(values=values, overridden=_overridden(given))
     try:
         return Job.model_validate(values)
     except ValidationError as invalid:
-        problems = [_problem(error, document) for error in invalid.errors(include_url=False)]
+        problems = _problems(invalid.errors(include_url=False), document)
         raise JobError(f"{document.name} is not a valid job:", problems) from None
 
 
@@ -65,7 +81,7 @@ def read_provider(values: Mapping[str, Any]) -> ProviderChoice:
         return ProviderChoice.model_validate(document.values["provider"])
     except ValidationError as invalid:
         errors = [{**error, "loc": ("provider", *error["loc"])} for error in invalid.errors(include_url=False)]
-        problems = [_problem(cast(ErrorDetails, error), document) for error in errors]
+        problems = _problems([cast(ErrorDetails, error) for error in errors], document)
         raise JobError("this is no provider:", problems) from None
 
 
@@ -81,7 +97,9 @@ def _read_yaml(path: Path) -> _Document:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise JobError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        said = str(getattr(error, "problem", None) or error)
+        mend = next((f"; {mend}" for sign, mend in _YAML_MENDS.items() if sign in said), "")
+        raise JobError(f"{where}: not valid YAML: {said}{mend}") from None
     if not isinstance(values, dict):
         raise JobError(f"{path} holds no job: it has to be a mapping with `name`, `dataset`, `task`, …")
     lines: dict[tuple[str, ...], int] = {}
@@ -132,6 +150,11 @@ def _with_override(values: Mapping[str, Any], override: str) -> dict[str, Any]:
     return _put(values, key.strip().split("."), value, override)
 
 
+def _overridden(overrides: Iterable[str]) -> dict[tuple[str, ...], str]:
+    """How each overridden key was set."""
+    return {tuple(one.partition("=")[0].strip().split(".")): f"--set {one}" for one in overrides}
+
+
 def _put(values: Mapping[str, Any], keys: list[str], value: Any, override: str) -> dict[str, Any]:
     first, rest = keys[0], keys[1:]
     if not rest:
@@ -142,11 +165,21 @@ def _put(values: Mapping[str, Any], keys: list[str], value: Any, override: str) 
     return {**values, first: _put(inner, rest, value, override)}
 
 
+def _problems(errors: Iterable[ErrorDetails], document: _Document) -> list[Problem]:
+    """One problem for each field that is wrong: where several forms are possible, what the first would want."""
+    found: dict[tuple[str, ...], Problem] = {}
+    for error in errors:
+        found.setdefault(_without_tags(error["loc"], document.values), _problem(error, document))
+    return list(found.values())
+
+
 def _problem(error: ErrorDetails, document: _Document) -> Problem:
     path = _without_tags(error["loc"], document.values)
     name = ".".join(path) or "job"
-    line = next((document.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in document.lines), None)
-    where = f"{document.name}:{line}" if line else document.name
+    parents = [path[:end] for end in range(len(path), 0, -1)]
+    line = next((document.lines[one] for one in parents if one in document.lines), None)
+    where = next((document.overridden[one] for one in parents if one in document.overridden),
+                 f"{document.name}:{line}" if line else document.name)  # fmt: skip
     match error["type"]:
         case "extra_forbidden":
             message = f"`{name}` is not a known field{did_you_mean(path[-1], _fields_at(path[:-1], document.values))}"
@@ -159,8 +192,15 @@ def _problem(error: ErrorDetails, document: _Document) -> Problem:
             message = f"`task.kind` is missing; there are: {', '.join(_task_models())}"
         case "value_error":
             message = str(error["ctx"]["error"])
+        case "model_type" | "model_attributes_type" | "dict_type":
+            example = _GROUPS.get(name, "").format(error["input"] if isinstance(error["input"], str) else "…")
+            write = f": write {example}" if example else ""
+            message = f"`{name}` is a group of settings{write} (it is {error['input']!r:.60})"
+        case "tuple_type" | "list_type":
+            message = f"`{name}` has to be a list: write [{error['input']!s:.60}]"
         case _:
-            message = f"`{name}`: {error['msg'][:1].lower()}{error['msg'][1:]} (it is {error['input']!r:.60})"
+            said = error["msg"].removeprefix("Input should be ").removeprefix("a valid ").split(", unable")[0]
+            message = f"`{name}` has to be {_WORDS.get(said, said)} (it is {error['input']!r:.60})"
     return Problem(where, message)
 
 
@@ -204,3 +244,18 @@ def job_schema() -> dict[str, Any]:
     """The JSON Schema of job files, for editors."""
     schema = TypeAdapter(Job).json_schema(by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def choose_provider(provider: ProviderChoice | Mapping[str, Any] | str) -> ProviderChoice:
+    """A provider as the management flows take it: its settings, a profile's name, or a job file that names it.
+
+    Raises:
+        JobError: the name is not known, or the file cannot be read.
+    """
+    if isinstance(provider, ProviderChoice):
+        return provider
+    if isinstance(provider, Mapping):
+        return read_provider(provider)
+    if Path(provider).suffix in (".yaml", ".yml", ".json"):
+        return load_job(provider).provider
+    return read_provider({"profile": provider})

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from overnight.errors import JobError
+from overnight.errors import JobError, NoBatchApi
 from overnight.text import did_you_mean
 
 _FILE = Path(__file__).with_name("profiles.toml")
@@ -96,3 +96,18 @@ def profile_names() -> list[str]:
 def _profiles() -> dict[str, Profile]:
     tables = tomllib.loads(_FILE.read_text(encoding="utf-8"))
     return {name: Profile(name=name, **fields) for name, fields in tables.items()}
+
+
+def require_batch_api(profile: Profile) -> None:
+    """Refuses a provider that has no Batch API at all.
+
+    Raises:
+        NoBatchApi: says what to put before it.
+    """
+    if profile.has_batch_api:
+        return
+    raise NoBatchApi(
+        f"{profile.name} has no Batch API at {profile.base_url}. Put overnight's own before it:\n"
+        f"    overnight endpoint --upstream {profile.base_url} --key-env {profile.api_key_env}\n"
+        "and set in the job: provider: {profile: custom, base_url: http://127.0.0.1:8642/v1}"
+    )

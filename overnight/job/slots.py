@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from overnight.job.cells import cells_of
 from overnight.job.media import BadMedia, Kind, media_values, part_of
-from overnight.job.template import Rendered, Template
+from overnight.job.template import Rendered, Template, unescaped
 
 Errors = dict[int, tuple[str, str]]
 """Position in a batch of rows: error code and message."""
@@ -26,7 +26,7 @@ _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "functio
 def whole_column(source: str) -> str | None:
     """The column that a template is all of, such as `{{ image }}`: its values are taken as they are."""
     found = _COLUMN.fullmatch(source)
-    return (found["key"] or found["name"]) if found else None
+    return (unescaped(found["key"]) if found["key"] else found["name"]) if found else None
 
 
 @dataclass(frozen=True)

@@ -171,8 +171,16 @@ def compile_template(name: str, source: str, schema: pa.Schema) -> Template:
 def _through_row(source: str) -> tuple[set[str], bool]:
     """The columns that are reached through `row` by name, and whether it is used as a whole."""
     found = [match for tag in _TAG.findall(source) for match in _ROW.finditer(tag)]
-    names = [match["key"] if match["key"] is not None else match["name"] for match in found]
+    names = [unescaped(match["key"]) if match["key"] is not None else match["name"] for match in found]
     return {name for name in names if name is not None}, None in names
+
+
+def unescaped(literal: str) -> str:
+    """What stands between the quotes of a literal, as the template reads it."""
+    try:
+        return str(json.loads(f'"{literal}"'))
+    except ValueError:
+        return literal
 
 
 def _printing(source: str, columns: Sequence[str]) -> str:
@@ -181,7 +189,8 @@ def _printing(source: str, columns: Sequence[str]) -> str:
     if "{% raw" in source or "{%- raw" in source:
         return source
     for column in columns:
-        ways = [rf"row\s*\[\s*[\"']{re.escape(column)}[\"']\s*\]", rf"row\s*\.\s*{re.escape(column)}"]
+        literal = re.escape(json.dumps(column, ensure_ascii=False)[1:-1])
+        ways = [rf"row\s*\[\s*[\"']{literal}[\"']\s*\]", rf"row\s*\.\s*{re.escape(column)}"]
         ways += [re.escape(column)] if column not in bound else []
         shown = partial(_shown, json.dumps(column, ensure_ascii=False))
         source = re.sub(rf"(\{{\{{-?\s*)(?:{'|'.join(ways)})(\s*-?\}}\}})", shown, source)

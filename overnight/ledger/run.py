@@ -11,7 +11,8 @@ from overnight.errors import JobError
 from overnight.job.job import Job
 from overnight.job.jobfile import load_job
 from overnight.job.prompt import answer_of
-from overnight.ledger.database import Ledger
+from overnight.ledger.database import Ledger, ledger_exists
+from overnight.ledger.records import Shard
 from overnight.ledger.states import State
 from overnight.rows.dataset import Rows, first_rows, open_dataset
 from overnight.rows.frames import save_frame
@@ -100,3 +101,11 @@ def self_contained(job: Job) -> Job:
     if isinstance(getattr(job.task, "output_schema", None), str):
         changes["task"] = job.task.model_copy(update={"output_schema": answer_of(job).schema})
     return job.model_copy(update=changes)
+
+
+def all_shards(home: Path) -> list[Shard]:
+    """The shards of all jobs of a home."""
+    if not ledger_exists(home):
+        return []
+    ledger = Ledger.of(home)
+    return [shard for name in ledger.jobs() for shard in ledger.shards(name)]

@@ -29,7 +29,7 @@ from overnight.errors import (
     ReplyLost,
     Unauthorized,
 )
-from overnight.job.profiles import Profile
+from overnight.job.profiles import Profile, require_batch_api
 from overnight.providers.download import is_address, opened_address, receive
 from overnight.providers.replies import (
     RemoteBatch,
@@ -327,21 +327,6 @@ class Provider:
         """An SDK error as one of ours, without the key, which a server may echo."""
         found = _translate(error, call, self.address)
         return type(found)(found.message.replace(self._client.api_key, "***")) if self._has_key else found
-
-
-def require_batch_api(profile: Profile) -> None:
-    """Refuses a provider that has no Batch API at all.
-
-    Raises:
-        NoBatchApi: says what to put before it.
-    """
-    if profile.has_batch_api:
-        return
-    raise NoBatchApi(
-        f"{profile.name} has no Batch API at {profile.base_url}. Put overnight's own before it:\n"
-        f"    overnight endpoint --upstream {profile.base_url} --key-env {profile.api_key_env}\n"
-        "and set in the job: provider: {profile: custom, base_url: http://127.0.0.1:8642/v1}"
-    )
 
 
 def _key_from_environment(profile: Profile) -> str:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from overnight.answers.results import part_name
+from overnight.errors import JobError
+from overnight.ledger.database import Ledger, ledger_exists
 from overnight.ledger.records import Batch, Shard
+from overnight.ledger.run import Run, all_shards, recorded_run
+from overnight.store.parquet import read_batches
 from overnight.text import code, duration, inline, table
 
 _EXAMPLES = 3
@@ -110,3 +116,37 @@ def _groups(groups: dict[tuple[str, str], Group]) -> str:
         shown = "; ".join(f"{code(custom_id)} {inline(message)}".strip() for custom_id, message in group.examples)
         rows.append((verdict, inline(error), f"{group.requests:,}", shown, advice(error)))
     return table(["verdict", "code", "results", "examples", "what to do"], rows)
+
+
+def diagnosis_of(name: str, home: Path) -> str:
+    """What went wrong in a job, or in one batch by its id, in Markdown.
+
+    Raises:
+        JobError: the ledger knows neither.
+    """
+    run, batches = find_batches(name, home)
+    return diagnosis_text(name, batches, grouped(_results(run, batches)))
+
+
+def find_batches(name: str, home: Path) -> tuple[Run, list[tuple[Shard, Batch]]]:
+    """The batches of a job, or one batch by its id.
+
+    Raises:
+        JobError: the ledger knows neither.
+    """
+    shards = all_shards(home)
+    matching = [(shard, batch) for shard in shards for batch in shard.batches if name in (shard.job, batch.batch_id)]
+    if not matching and ledger_exists(home) and name in Ledger.of(home).jobs():
+        return recorded_run(name, home), []
+    if not matching:
+        raise JobError(f"the ledger of {home} knows no job and no batch named {name!r}: `overnight list` shows batches")
+    return recorded_run(matching[0][0].job, home), matching
+
+
+def _results(run: Run, batches: list[tuple[Shard, Batch]]) -> Iterator[tuple[str, str, str | None, str | None]]:
+    columns = ["custom_id", "verdict", "error_code", "error_message"]
+    for shard, batch in batches:
+        part = run.folder.results / part_name(shard, batch)
+        if part.exists():
+            for rows in read_batches(part, columns):
+                yield from zip(*(rows[name].to_pylist() for name in columns), strict=True)

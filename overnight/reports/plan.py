@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from overnight.job.job import Job
 from overnight.job.parameters import unknown_parameters
@@ -48,11 +48,28 @@ class Plan:
     text: str
     """All of it for people, in Markdown."""
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether there is nothing to send, and nothing was ever sent: not one row can be."""
+        return self.rows > 0 and self.requests == 0
+
+
+class Unsendable(NamedTuple):
+    """Rows that cannot be sent, for one reason."""
+
+    code: str
+    rows: int
+    first: int
+    """The number of the first of them, from 1."""
+    message: str
+    """Of that row."""
+
 
 def make_plan(
     job: Job,
     build: Build,
     samples: Sequence[Mapping[str, Any]],
+    unsendable: Sequence[Unsendable] = (),
     so_far: Spending | None = None,
     hours: Mapping[str, Any] | None = None,
 ) -> Plan:
@@ -62,6 +79,7 @@ def make_plan(
         job: what is asked.
         build: what would be sent.
         samples: a few request bodies.
+        unsendable: why rows cannot be sent.
         so_far: what earlier runs spent and reserved, where the job has a budget.
         hours: the endpoint's cheap hours, where it has some.
     """
@@ -77,7 +95,10 @@ def make_plan(
     head = f"# Plan of {job.name}\n\n" + table(
         ["", ""], [*figures, *([("cheap hours", hours_text(hours))] if hours else []), *_limits(job, so_far)]
     )
-    text = "\n\n".join(filter(None, [head, _shards(build), _notes(job), _samples(samples)])) + "\n"
+    text = (
+        "\n\n".join(filter(None, [head, _unsendable(unsendable), _shards(build), _notes(job), _samples(samples)]))
+        + "\n"
+    )
     return Plan(job.name, build.rows, build.unsendable, build.requests, build.known, sent, len(build.shards), size,
                 given, made, cost, source, text)  # fmt: skip
 
@@ -99,7 +120,7 @@ def _figures(job: Job, build: Build, sent: int, size: int, given: int, made: int
         ("rows", f"{build.rows:,}" + (f", {build.unsendable:,} of them cannot be sent" if build.unsendable else "")),
         ("distinct requests", f"{build.requests:,}"),
         ("answered already or on their way", f"{build.known:,}"),
-        ("to be sent", f"{going}, {size:,} bytes" if sent else "nothing: all is answered, or on its way"),
+        ("to be sent", f"{going}, {size:,} bytes" if sent else _nothing(build)),
         ("input tokens", f"about {given:,} (estimated at {BYTES_PER_TOKEN} bytes each)"),
         ("output tokens", "unknown: parameters.max_tokens is not set" if made is None else f"{bound}{made:,}"),
         (
@@ -124,6 +145,18 @@ def _limits(job: Job, so_far: Spending | None) -> Iterator[tuple[str, str]]:
         yield "limits.approve_above_usd", f"{dollars(limits.approve_above_usd)}: above it a person is asked"
     if limits.canary_rows is not None:
         yield "limits.canary_rows", f"{limits.canary_rows:,} requests go first, the others only when these are well"
+
+
+def _nothing(build: Build) -> str:
+    """Why nothing is to be sent."""
+    return "nothing: all is answered, or on its way" if build.requests else "nothing: no row can be sent"
+
+
+def _unsendable(reasons: Sequence[Unsendable]) -> str:
+    if not reasons:
+        return ""
+    rows = [(inline(one.code), f"{one.rows:,}", f"row {one.first:,}: {inline(one.message)}") for one in reasons]
+    return "## Rows that cannot be sent\n\n" + table(["reason", "rows", "the first of them"], rows)
 
 
 def _shards(build: Build) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from overnight.errors import JobError
+from overnight.ledger.database import Ledger, ledger_exists
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.run import Run
 from overnight.ledger.states import AT_PROVIDER, State
-from overnight.text import counted_of, duration
+from overnight.store.home import JobFolder
+from overnight.text import counted_of, did_you_mean, duration
 
 _MOST_ROWS = 300
 
@@ -120,3 +124,62 @@ def _expected(shard: Shard, batch: Batch, now: float) -> str:
     if answered and since > 0:
         return f"in {duration(since * (shard.requests - answered) / answered)}" if answered < shard.requests else "now"
     return f"within {duration(batch.deadline_at - now)}" if batch.deadline_at and batch.deadline_at > now else "unknown"
+
+
+class JobRow(NamedTuple):
+    """A job in the list of all jobs; the last three are for people."""
+
+    job: str
+    state: str
+    rows: int
+    requests: int
+    answered: int
+    batches: int
+    """At the provider."""
+    cost_usd: float | None
+    """Of what was collected so far; None where a price is not known."""
+    built_at: float
+    """Unix seconds of its last build."""
+    waits_for: str
+    """What holds it; empty where nothing does."""
+
+
+def job_rows(home: Path, name: str | None = None) -> list[JobRow]:
+    """All jobs of a home, the one that was built last first; only one, where `name` says which.
+
+    Raises:
+        JobError: there is no such job.
+    """
+    ledger = Ledger.of(home) if ledger_exists(home) else None
+    names = ledger.jobs() if ledger else []
+    if name is not None and name not in names:
+        raise JobError(f"no job {name!r} was built in {home}{did_you_mean(name, names)}")
+    found = []
+    for one in names if name is None else [name]:
+        if ledger is not None and (record := ledger.job(one)) is not None:
+            shards = ledger.shards(one)
+            now = job_status(one, shards, record.requests, record.stopped)
+            joined = JobFolder(home, one).joined.exists()
+            state, why = _state(now, joined=joined)
+            found.append(JobRow(one, state, record.rows, now.requests, now.answered, now.open_batches, _cost(shards),
+                                record.built_at, why))  # fmt: skip
+    return sorted(found, key=lambda row: -row.built_at)
+
+
+def _state(now: JobStatus, *, joined: bool) -> tuple[str, str]:
+    """A job's state in a word or two, and what holds it."""
+    if now.done:
+        why = "" if joined else "overnight run, or collect, joins its answers"
+        return ("stopped" if now.stopped else "done" if joined else "answered"), now.stopped or why
+    if now.in_trouble and now.in_trouble == now.open_batches:
+        return "in trouble", now.trouble or ""
+    if now.open_batches:
+        return "at the provider", now.held or ""
+    return "held back" if now.held else "to be sent", now.held or "overnight run, or submit, sends it"
+
+
+def _cost(shards: Sequence[Shard]) -> float | None:
+    """USD of all collected batches; None where one's is not known."""
+    costs = [batch.cost_usd for shard in shards for batch in shard.batches if batch.state is State.COLLECTED]
+    known = [cost for cost in costs if cost is not None]
+    return sum(known) if len(known) == len(costs) else None

@@ -22,7 +22,6 @@ from overnight.rows.columns import Column, kept_column, whole_numbers
 from overnight.rows.delimited import Delimited
 from overnight.rows.files import File, find_files
 from overnight.rows.json_lines import JsonLines, line_blocks
-from overnight.rows.query import open_query
 
 BATCH_ROWS = 2048
 """Rows in memory at one time: with long texts a few megabytes, and enough to work column by column."""
@@ -118,6 +117,8 @@ def open_dataset(dataset: Dataset, *, request_lines: bool = False) -> Rows:
 
 def _opened(dataset: Dataset, *, request_lines: bool) -> Rows:
     if dataset.sql is not None:
+        from overnight.rows.query import open_query  # noqa: PLC0415 - DuckDB is for who asks for it
+
         schema, read = open_query(dataset)
         return Rows(schema, schema, "", read)
     files = find_files(dataset.path, frozenset(_ENDINGS))

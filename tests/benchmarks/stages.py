@@ -148,7 +148,7 @@ def _run(folder: Path) -> Any:
 
 
 def _overnight_build(folder: Path) -> Callable[[], Any]:
-    from tasks.build import stage  # noqa: PLC0415
+    from overnight.builds.staging import stage  # noqa: PLC0415
 
     run = _run(folder)
     return lambda: stage(run)
@@ -158,8 +158,8 @@ def _built(folder: Path) -> Any:
     """The build's shards, kept from one process to the next."""
     import msgspec  # noqa: PLC0415
 
+    from overnight.builds.staging import stage  # noqa: PLC0415
     from overnight.ledger.records import NewShard  # noqa: PLC0415
-    from tasks.build import stage  # noqa: PLC0415
 
     run = _run(folder)
     kept = folder / "build.json"
