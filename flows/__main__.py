@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +26,7 @@ from flows.shell import (
 )
 from overnight.endpoint.settings import Settings
 from overnight.store.home import JobFolder, home_path, shown
-from overnight.text import counted_of
+from overnight.text import counted_of, duration
 
 if TYPE_CHECKING:  # pydantic, Arrow and the ledger are for the commands that use them
     from rich.console import Console
@@ -198,9 +199,15 @@ def cancel(job: str, *, options: Common = Common()) -> int:
     """
 
     def command(console: Console) -> int:
-        from flows.cancel import cancel_batch  # noqa: PLC0415 - Prefect takes seconds to import
+        from flows.cancel import CANCELLING_SECONDS, cancel_batch  # noqa: PLC0415 - Prefect takes seconds to import
 
         announce_server(console)
+        console.print(
+            f"Cancelled batches may take up to {duration(CANCELLING_SECONDS)} to end. Ctrl-C is safe: "
+            "overnight collect, or cancel again, takes what they answered.",
+            style="dim",
+            soft_wrap=True,
+        )
         return _show_statuses([cancel_batch(job, options.home)], console, options)
 
     return under_prefect(command, as_json=options.json, verbose=options.verbose)
@@ -516,12 +523,15 @@ def _run(opened: Run, console: Console, *, yes: bool, as_json: bool, elsewhere: 
     from flows.approval import asked_by  # noqa: PLC0415 - Prefect takes seconds to import
     from flows.run import run_batch  # noqa: PLC0415
     from flows.terminal import ask, progress, show_elsewhere, show_outcome, show_overview  # noqa: PLC0415
+    from overnight.reports.status import sent_since  # noqa: PLC0415
 
+    started = time.time()
     opened = _checked(opened)
     announce_server(console)
     with progress(opened, console), asked_by(lambda plan: ask(plan, console)):
         summary = run_batch(opened.job, home=str(opened.home), approve=yes)
-    show_outcome(summary, console)
+    sent = sent_since(opened.ledger.shards(opened.job.name), started)
+    show_outcome(summary, sent, time.time() - started, console)
     show_overview(opened, summary, console)
     if elsewhere:
         show_elsewhere(summary, console)

@@ -11,7 +11,7 @@ from overnight.reports.status import JobStatus, status_of
 from tasks.credentials import find_job
 
 logger = logging.getLogger("overnight.cancel")
-_CANCELLING_SECONDS = 900.0
+CANCELLING_SECONDS = 900.0
 """How long a cancelled batch is waited for: OpenAI takes up to ten minutes. What takes longer is left to a sweep."""
 
 
@@ -29,7 +29,7 @@ def cancel_batch(job: JobInput, home: str | None = None, cancelled_run: str | No
         ProviderError: the provider refuses to be asked.
     """
     started = time.monotonic()
-    until = started + _CANCELLING_SECONDS
+    until = started + CANCELLING_SECONDS
     with Pipeline(find_job(job, home)) as pipeline:
         if cancelled_run and not held_job(cancelled_run, pipeline.run.job.name):
             logger.info("run %s was cancelled before it held the job: nothing is cancelled", cancelled_run)

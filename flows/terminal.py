@@ -29,6 +29,7 @@ from overnight.text import counted_of, dollars, duration, printable
 if TYPE_CHECKING:
     from flows.approval import Approval
     from overnight.reports.look import Look
+    from overnight.reports.status import Sent
 
 _LOOK_SECONDS = 0.3
 _FIRST_ROWS = 5
@@ -177,14 +178,21 @@ def _paused() -> Iterator[None]:
             bars.start()
 
 
-def show_outcome(summary: Summary, console: Console) -> None:
-    """Counts, tokens, cost and paths."""
+def show_outcome(summary: Summary, now: Sent, seconds: float, console: Console) -> None:
+    """Counts, tokens, cost and paths; what this run did of it, and how long a person waited."""
     others = ", ".join(f"{rows:,} {status}" for status, rows in summary.statuses.items() if status != "succeeded")
     sent = f"{counted_of(summary.requests, 'request')}, {counted_of(summary.batches, 'batch')}"
     console.print(
         f"[bold]{summary.job}[/]: {summary.succeeded:,} of {summary.rows:,} rows answered"
-        f"{f' ({others})' if others else ''}, {sent}, {duration(summary.seconds)}"
+        f"{f' ({others})' if others else ''}, {sent}"
     )
+    parts = [
+        f"{counted_of(now.new, 'new request')} sent",
+        f"{counted_of(now.again, 'request')} sent again" if now.again else "",
+        f"{max(0, summary.requests - now.new):,} known before",
+        duration(seconds),
+    ]
+    console.print(f"this run: {', '.join(filter(None, parts))}", highlight=False)
     tokens = f"{summary.input_tokens:,} input and {summary.output_tokens:,} output tokens"
     extra = (summary.billed_usd or 0) - (summary.cost_usd or 0)
     more = f", {dollars(summary.billed_usd)} with every attempt" if extra > 1e-9 else ""

@@ -24,6 +24,7 @@ from tasks.credentials import open_provider
 
 NO_SUCH_MODEL = "overnight-doctor-no-such-model"
 """The model that is asked for: a batch of it fails validation, or every line, and is not billed."""
+_NEEDED = frozenset({"reachable, and the key is good", "upload", "create a batch", "look at it"})
 _LOOKS = 10
 _LOOK_SECONDS = 0.3
 """Three seconds: a batch for an unknown model fails at once, or is cancelled after that."""
@@ -36,6 +37,11 @@ class Check(NamedTuple):
     passed: bool | None
     """None where it could not be tried, because something before it failed."""
     detail: str
+
+    @property
+    def needed(self) -> bool:
+        """Whether no job can run without it."""
+        return self.what in _NEEDED
 
 
 class Diagnosis(NamedTuple):
@@ -50,8 +56,7 @@ class Diagnosis(NamedTuple):
     @property
     def passed(self) -> bool:
         """Whether a job can run there: what is only a convenience (metadata, delete) may be missing."""
-        needed = {"reachable, and the key is good", "upload", "create a batch", "look at it"}
-        return all(check.passed for check in self.checks if check.what in needed)
+        return all(check.passed for check in self.checks if check.needed)
 
 
 class Examination:
@@ -164,10 +169,17 @@ def settings_for(profile: Profile, checks: tuple[Check, ...]) -> tuple[str, ...]
 def diagnosis_text(profile: Profile, checks: tuple[Check, ...], settings: tuple[str, ...]) -> str:
     """The outcome in Markdown."""
     word = {True: "pass", False: "**FAIL**", None: "–"}
-    rows = [(check.what, word[check.passed], inline(check.detail)) for check in checks]
+    rows = [
+        (check.what, "yes" if check.needed else "no",
+         "lacking" if check.passed is False and not check.needed else word[check.passed], inline(check.detail))
+        for check in checks
+    ]  # fmt: skip
+    passed = all(check.passed for check in checks if check.needed)
+    outcome = "A job can run there." if passed else "**No job can run there**: a check that is needed failed."
     lines = "\n".join(f"- {line}" for line in settings)
     notes = "\n".join(f"- {note}" for note in profile.notes)
-    return f"# {profile.name}\n\n{table(['check', 'result', 'detail'], rows)}\n\n## Settings\n\n{lines}\n{notes}\n"
+    whole = table(["check", "needed", "result", "detail"], rows)
+    return f"# {profile.name}\n\n{outcome}\n\n{whole}\n\n## Settings\n\n{lines}\n{notes}\n"
 
 
 @task(name="doctor", task_run_name="doctor", cache_policy=NO_CACHE)

@@ -46,6 +46,7 @@ TEMPLATE = {"kind": "generate", "prompt": "{{ text }}"}
         pytest.param({"provider": {"profile": "deepseek"}}, "overnight endpoint --upstream https://api.deepseek.com", id="deepseek"),
         pytest.param({"provider": {"profile": "siliconflow"}, "task": {"kind": "embed", "input": "{{ text }}"}}, "siliconflow has no batches for /v1/embeddings", id="endpoint of the task"),
         pytest.param({"provider": {"profile": "custom", "base_url": "http://127.0.0.1:9/v1"}}, "cannot reach http://127.0.0.1:9/v1", id="unreachable"),
+        pytest.param({"provider": {"profile": "local"}, "model": "gpt-4o-mini"}, "local has no model 'gpt-4o-mini'; there are: smollm2-135m-instruct", id="model of the embedded endpoint"),
         pytest.param({"provider": {"profile": "custom"}}, "has no address: set provider.base_url", id="no address"),
     ],
 )  # fmt: skip

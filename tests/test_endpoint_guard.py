@@ -1,6 +1,7 @@
 """Who may call a server without a key: clients on its machine, and no page of a browser there."""
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,13 @@ def test_every_other_host_is_refused_with_the_names_that_are_served(server: Endp
     message = response.json()["error"]["message"]
     assert "127.0.0.1, [::1], localhost" in message
     assert "--client-key-env" in message
+
+
+@pytest.mark.parametrize(("method", "path"), PATHS)
+def test_every_reply_has_an_id_to_ask_about(server: Endpoint, method: str, path: str) -> None:
+    ids = {ask(server, method, path).headers["x-request-id"] for _ in range(2)}
+    assert len(ids) == 2
+    assert all(re.fullmatch(r"req_[0-9a-f]{32}", one) for one in ids)
 
 
 def test_a_request_without_a_host_is_refused(server: Endpoint) -> None:

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from overnight.job.job import Job, Report
@@ -103,3 +105,17 @@ def test_every_profile_reads_and_those_with_an_address_have_a_batch_api_or_say_s
         profile = Profile.named(name)
         assert profile.endpoints
         assert profile.base_url is None or profile.base_url.startswith("https://")
+
+
+def test_a_notebook_shows_counts_cost_and_the_first_rows_as_text(tmp_path: Path) -> None:
+    reviews, answers = ["<script>alert(1)</script>", "b"], ["x" * 900, None]
+    rows = {"review": reviews, "status": ["succeeded"] * 2, "answer": answers, "custom_id": ["1", "2"]}
+    pq.write_table(pa.table(rows), tmp_path / "joined.parquet")
+    shown = summary(job="<b>", joined=tmp_path / "joined.parquet")._repr_html_()
+    assert "9 of 10 rows answered" in shown
+    assert "cost $0.5" in shown
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
+    assert "<script" not in shown
+    assert "x" * 201 not in shown
+    assert "custom_id" not in shown
+    assert "<table" not in summary()._repr_html_()

@@ -29,6 +29,8 @@ class Profile(BaseModel):
     hosts: tuple[str, ...] = ()
     """Endings of the hosts that its key may go to, where each customer has an address of his own."""
     has_batch_api: bool = True
+    models: tuple[str, ...] = ()
+    """The only models that there are at its own address; empty: they are not known here."""
     endpoints: tuple[str, ...] = ("/v1/chat/completions",)
     """The urls that a request line may have."""
     max_requests: int = 50_000

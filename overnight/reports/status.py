@@ -64,6 +64,27 @@ def job_status(job: str, shards: Sequence[Shard], requests: int, stopped: str | 
                      len(bad), bad[0].trouble if bad else None)  # fmt: skip
 
 
+class Sent(NamedTuple):
+    """What went out since some time."""
+
+    new: int
+    """Requests that were never sent before."""
+    again: int
+    """Requests that were sent once more, after a verdict that allows it."""
+
+
+def sent_since(shards: Sequence[Shard], since: float) -> Sent:
+    """Counts what a run sent.
+
+    Args:
+        shards: all of a job's.
+        since: Unix seconds.
+    """
+    sent = [shard for shard in shards if any((batch.submitted_at or 0.0) >= since for batch in shard.batches)]
+    return Sent(sum(one.requests for one in sent if one.attempt == 1 and not one.reask),
+                sum(one.requests for one in sent if one.attempt > 1 or one.reask))  # fmt: skip
+
+
 def batch_rows(shards: Sequence[Shard], now: float) -> list[dict[str, Any]]:
     """What waits, by reason, then one row per batch attempt, open ones last; texts are for people.
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from overnight.text import counted_of
+from overnight.text import counted_of, dollars, printable
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_FIRST_ROWS = 5
+_MOST_CHARACTERS = 200
+_QUIET = ("custom_id", "finish_reason", "error_message", "model", "_tokens", "batch_id", "attempts", "embedding")
+"""Endings of columns that a first look does without."""
 
 
 @dataclass
@@ -114,6 +121,26 @@ class Summary:
                 frame[column.name] = table[column.name].to_pandas(types_mapper=nullable.get).array
         return frame
 
+    def _repr_html_(self) -> str:
+        """The outcome as a notebook shows it: counts, cost, and the first rows."""
+        tokens = f"{self.input_tokens:,} input and {self.output_tokens:,} output tokens, cost {dollars(self.cost_usd)}"
+        told = f"<b>{escape(self.job)}</b>: {escape(self.outcome)}<br>{escape(tokens)}"
+        return f"{told}<br><code>{escape(str(self.joined))}</code>{self._first_rows()}"
+
+    def _first_rows(self) -> str:
+        """The first rows as an HTML table; nothing where the joined table is gone."""
+        if not self.joined.exists():
+            return ""
+        with pq.ParquetFile(self.joined) as opened:
+            names = [name for name in opened.schema_arrow.names if not name.endswith(_QUIET)]
+            batch = next(opened.iter_batches(batch_size=_FIRST_ROWS, columns=names), None)
+        rows = batch.to_pylist() if batch is not None else []
+        head = "".join(f"<th>{escape(name)}</th>" for name in names)
+        cells = ["".join(f"<td>{escape(_short(row[name]))}</td>" for name in names) for row in rows]
+        return (
+            f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{one}</tr>' for one in cells)}</tbody></table>"
+        )
+
     def as_json(self) -> dict[str, Any]:
         """The fields that `--json` prints."""
         names = ("job", "rows", "requests", "batches", "succeeded", "failed", "input_tokens", "output_tokens",
@@ -121,3 +148,8 @@ class Summary:
                  "seconds")  # fmt: skip
         values = asdict(self)
         return {name: str(values[name]) if isinstance(values[name], Path) else values[name] for name in names}
+
+
+def _short(value: Any) -> str:
+    text = "" if value is None else printable(value)
+    return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "…"

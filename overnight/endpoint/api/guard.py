@@ -5,7 +5,7 @@ import contextlib
 import secrets
 from typing import Any, Final
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -27,6 +27,17 @@ class _SlowClientError(Exception):
     """The client does not take its answer."""
 
 
+def _named(send: Send) -> Send:
+    """Gives every reply an id to ask about, as OpenAI's have one, where it has none from the upstream."""
+
+    async def named(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).setdefault("x-request-id", f"req_{secrets.token_hex(16)}")
+        await send(message)
+
+    return named
+
+
 class Guard:
     """Middleware that refuses strangers and bodies that are too large, and lets go of clients that stand still."""
 
@@ -46,7 +57,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers, send = Headers(scope=scope), _named(send)
         try:
             if self._hosts is not None:
                 check_page(headers, self._hosts)
