@@ -36,8 +36,9 @@ def check_job(job: Job, rows: Rows) -> None:
         raise NoBatchApi(f"{profile.name} has no batches for {url}, which task.kind {job.task.kind!r} needs; "
                          f"it has: {there}")  # fmt: skip
     if profile.models and profile.base_url is None and job.model is not None and job.model not in profile.models:
-        raise JobError(f"{profile.name} has no model {job.model!r}{did_you_mean(job.model, profile.models)}. For another, "
-                       "name its provider, or a provider.base_url")  # fmt: skip
+        known = did_you_mean(job.model, profile.models)
+        raise JobError(f"{profile.name} has no model {job.model!r}{known}. For another, name its provider, or a "
+                       "provider.base_url")  # fmt: skip
     check_budget(job)
     answer = answer_of(job)
     joined_schema(rows.kept, answer, job.output.prefix)
