@@ -385,6 +385,29 @@ def show(
 
 
 @app.command
+def view(job: str | None = None, *, host: str = "127.0.0.1", port: int = 8644, home: str | None = None) -> int:
+    """Look at jobs, rows and answers on a page of this machine: sort, search, filter, charts, every attempt.
+
+    Args:
+        job: the job to open, by its name or file.
+        host: the address to listen on; beyond this machine the page asks for a token, which is printed.
+        port: the port; 0 takes a free one.
+        home: the folder of runs; else OVERNIGHT_HOME, else data/runs.
+    """
+
+    def command(console: Console) -> int:
+        from overnight.view.app import serve  # noqa: PLC0415 - a server's imports are not for every command
+
+        def told(address: str) -> None:
+            console.print(f"{address}   (Ctrl-C stops)", highlight=False, soft_wrap=True)
+
+        serve(home_path(home), host, port, _name_of(job) if job else None, told)
+        return OK
+
+    return under_prefect(command, as_json=False, verbose=False)
+
+
+@app.command
 def export(
     job: str,
     file: Path,

@@ -84,8 +84,17 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
+_AT_A_TERMINAL = """
+import signal
+from flows.__main__ import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+"""What a shell starts in the background, as it may start these tests, does not hear Ctrl-C."""
+
+
 def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "flows", "run", "data/jobs/reviews.yaml", "--json"]
+    command = [sys.executable, "-c", _AT_A_TERMINAL, "run", "data/jobs/reviews.yaml", "--json"]
     pipe = subprocess.PIPE
     run = subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path), stdout=pipe, stderr=pipe, text=True)
     wait_for(tmp_path / "home/reviews/requests/*.jsonl", run)

@@ -6,19 +6,15 @@ DuckDB reads the Parquet file as it lies there. Conditions are DuckDB's SQL over
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
-
-import duckdb
 
 from overnight.errors import JobError
 from overnight.ledger.run import Run
 from overnight.rows.samples import input_columns
-from overnight.store.engine import open_duckdb
 from overnight.store.files import atomic_path
+from overnight.store.table import columns_of, numbered, one, opened, quoted, text
 from overnight.text import counted_of, did_you_mean
 
 Format = Literal["csv", "jsonl", "parquet", "duckdb"]
@@ -26,7 +22,6 @@ _ENDINGS: dict[str, Format] = {
     ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet", ".duckdb": "duckdb",
     ".db": "duckdb",
 }  # fmt: skip
-_MEMORY = "512MB"
 _MOST_LABELS = 12
 
 
@@ -72,8 +67,8 @@ def joined_table(run: Run) -> Path:
 
 def usual_columns(run: Run) -> list[str]:
     """The columns that tell what was asked and what came: key, columns of the prompt, status, answer, error."""
-    with _opened(run.folder.joined) as database:
-        there = _columns(database)
+    with opened(run.folder.joined) as database:
+        there = columns_of(database)
     added = [run.job.output.prefix + name for name in ("status", "answer", "error_code")]
     asked = input_columns(run.job, run.rows().schema)
     compared = [run.job.report.compare] if run.job.report.compare else []
@@ -93,11 +88,11 @@ def look(table: Path, columns: Sequence[str], *, where: str | None = None, limit
     Raises:
         JobError: a column is not there, or the condition cannot be read.
     """
-    with _opened(table) as database:
-        names = _checked(columns, _columns(database))
+    with opened(table) as database:
+        names = _checked(columns, list(columns_of(database)))
         condition = f"where {where}" if where else ""
-        total, found = _one(database, f"select count(*), (select count(*) from joined {condition}) from joined")  # noqa: S608 - the person's own
-        shown = ", ".join(map(_quoted, names))
+        total, found = one(database, f"select count(*), (select count(*) from joined {condition}) from joined")  # noqa: S608 - the person's own
+        shown = ", ".join(map(quoted, names))
         rows = database.execute(f"select {shown} from joined {condition} limit {int(limit)}").fetchall()  # noqa: S608 - the same
     return Look(names, rows, found, total)
 
@@ -110,17 +105,17 @@ def overview(table: Path, prefix: str = "") -> Overview:
         prefix: of the added columns.
     """
     status, answer, code, message = (
-        _quoted(prefix + name) for name in ("status", "answer", "error_code", "error_message")
+        quoted(prefix + name) for name in ("status", "answer", "error_code", "error_message")
     )
-    with _opened(table) as database:
+    with opened(table) as database:
         run = database.execute
         statuses = run(f"select {status}, count(*) as n from joined group by 1 order by n desc, 1").fetchall()  # noqa: S608 - names of ours
         answers: list[tuple[str, int]] = []
-        if prefix + "answer" in _columns(database):
+        if prefix + "answer" in columns_of(database):
             counted = (
                 f"select count({answer}), approx_count_distinct({answer}) from joined where {status} = 'succeeded'"  # noqa: S608 - the same
             )
-            answered, distinct = _one(database, counted)
+            answered, distinct = one(database, counted)
             if distinct * 4 <= answered:
                 answers = run(f"""
                     select {answer}, count(*) as n from joined where {status} = 'succeeded' and {answer} is not null
@@ -148,23 +143,23 @@ def differences(mine: Run, other: Run, *, limit: int = 20) -> Look:
     if key != list(other.job.dataset.key):
         raise JobError(f"{mine.job.name} and {other.job.name} have different keys: name the same dataset.key in both")
     columns = [[run.job.output.prefix + name for name in ("status", "answer")] for run in (mine, other)]
-    with _opened(joined_table(mine)) as database:
+    with opened(joined_table(mine)) as database:
         asked = [name for name in usual_columns(mine) if name in input_columns(mine.job, mine.rows().schema)]
-        database.execute(f"create view other as {_numbered(joined_table(other))}")
+        database.execute(f"create view other as {numbered(joined_table(other))}")
         for name, wanted in zip(("joined", "other"), columns, strict=True):
-            _checked(wanted, _columns(database, name))
+            _checked(wanted, list(columns_of(database, name)))
         same = (
-            " and ".join(f"a.{_quoted(name)} = b.{_quoted(name)}" for name in key)
+            " and ".join(f"a.{quoted(name)} = b.{quoted(name)}" for name in key)
             or "a.file_row_number = b.file_row_number"
         )
-        (status, answer), (their_status, their_answer) = ([_quoted(name) for name in names] for names in columns)
+        (status, answer), (their_status, their_answer) = ([quoted(name) for name in names] for names in columns)
         pairs = f"from joined a join other b on {same}"
         wrong = f"where (a.{status}, a.{answer}) is distinct from (b.{their_status}, b.{their_answer})"
-        total, found = _one(database, f"select count(*), (select count(*) {pairs} {wrong}) {pairs}")
+        total, found = one(database, f"select count(*), (select count(*) {pairs} {wrong}) {pairs}")
         if not total:
             raise JobError(f"{mine.job.name} and {other.job.name} have no row in common")
         said = f"coalesce(a.{answer}, a.{status}), coalesce(b.{their_answer}, b.{their_status})"
-        shown = ", ".join([*(f"a.{_quoted(name)}" for name in asked), said])
+        shown = ", ".join([*(f"a.{quoted(name)}" for name in asked), said])
         rows = database.execute(
             f"select {shown} {pairs} {wrong} order by a.file_row_number limit {int(limit)}"
         ).fetchall()
@@ -197,44 +192,21 @@ def export(table: Path, target: Path, form: Format, *, where: str | None = None)
         JobError: the condition cannot be read.
     """
     condition = f"where {where}" if where else ""
-    with _opened(table) as database, atomic_path(target) as part:
-        (rows,) = _one(database, f"select count(*) from joined {condition}")  # noqa: S608 - the person's own
+    with opened(table) as database, atomic_path(target) as part:
+        (rows,) = one(database, f"select count(*) from joined {condition}")  # noqa: S608 - the person's own
         chosen = f"select * exclude (file_row_number) from joined {condition} order by file_row_number"  # noqa: S608 - the same
         match form:
             case "parquet" if not where:  # as it is, with pandas' index and types
                 shutil.copyfile(table, part)
             case "duckdb":
                 part.unlink()
-                database.execute(f"attach {_text(part)} as target")
+                database.execute(f"attach {text(part)} as target")
                 database.execute(f"create table target.answers as {chosen}")
                 database.execute("detach target")
             case _:
                 options = {"csv": "format csv, header", "jsonl": "format json", "parquet": "format parquet"}[form]
-                database.execute(f"copy ({chosen}) to {_text(part)} ({options})")
+                database.execute(f"copy ({chosen}) to {text(part)} ({options})")
     return int(rows)
-
-
-@contextmanager
-def _opened(table: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database with the table as `joined`."""
-    try:
-        with TemporaryDirectory() as spill, open_duckdb(Path(spill), _MEMORY) as database:
-            database.execute(f"create view joined as {_numbered(table)}")
-            yield database
-    except duckdb.OutOfMemoryException:
-        raise JobError(f"this needs more than {_MEMORY}: ask for fewer columns, or use DuckDB on {table}") from None
-    except duckdb.Error as error:
-        lines = [line.strip() for line in str(error).splitlines() if not line.startswith("LINE")]
-        raise JobError(f"the condition cannot be read: {' '.join(lines).rstrip(' ^')}") from None
-
-
-def _numbered(table: Path) -> str:
-    return f"select * from read_parquet({_text(table)}, file_row_number = true)"  # noqa: S608 - a path of ours
-
-
-def _columns(database: duckdb.DuckDBPyConnection, view: str = "joined") -> list[str]:
-    names = [row[0] for row in database.execute(f"describe {view}").fetchall()]
-    return [name for name in names if name != "file_row_number"]
 
 
 def _checked(wanted: Sequence[str], there: Sequence[str]) -> list[str]:
@@ -243,16 +215,3 @@ def _checked(wanted: Sequence[str], there: Sequence[str]) -> list[str]:
             raise JobError(f"the joined table has no column {name!r}{did_you_mean(name, there)}; "
                            f"it has {counted_of(len(there), 'column')}: {', '.join(there)}")  # fmt: skip
     return list(wanted) or list(there)
-
-
-def _one(database: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
-    found = database.execute(query).fetchone()
-    return found if found is not None else ()
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _text(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"

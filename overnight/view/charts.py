@@ -1,0 +1,92 @@
+"""What a joined table says as a whole: counts and histograms, which the page draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from overnight.ledger.run import Run
+from overnight.reports.diagnosis import advice
+from overnight.reports.look import overview
+from overnight.store.table import columns_of, one, opened, quoted
+
+_BINS = 24
+_MOST_VALUES = 12
+_NUMBERS = ("INTEGER", "BIGINT", "DOUBLE", "FLOAT")
+
+
+def charts(run: Run) -> dict[str, Any]:
+    """Distributions of a job's table: statuses, answers, typed fields, lengths, tokens, cost, errors, agreement."""
+    table, prefix = run.folder.joined, run.job.output.prefix
+    seen = overview(table, prefix)
+    with opened(table) as database:
+        kinds = columns_of(database)
+        fields = [name for name in kinds if name.startswith(f"{prefix}answer_") and name != f"{prefix}answer_reasoning"]
+        return {
+            "statuses": [one_._asdict() for one_ in seen.statuses],
+            "answers": [one_._asdict() for one_ in seen.answers],
+            "errors": [
+                {"code": code, "rows": rows, "message": why, "advice": advice(code)} for code, rows, why in seen.errors
+            ],
+            "fields": {name: _field(database, name, kinds[name]) for name in fields},
+            "histograms": {
+                title: _histogram(database, expression)
+                for title, expression in _measures(prefix, kinds).items()
+            },
+            "confusion": _confusion(database, run, kinds),
+        }  # fmt: skip
+
+
+def _measures(prefix: str, kinds: dict[str, str]) -> dict[str, str]:
+    """What is measured of each row, as SQL."""
+    measures = {"cost of a row, USD": quoted(f"{prefix}cost_usd"), "input tokens": quoted(f"{prefix}input_tokens"),
+                "output tokens": quoted(f"{prefix}output_tokens")}  # fmt: skip
+    if f"{prefix}answer" in kinds:
+        measures = {"length of an answer, characters": f"length({quoted(prefix + 'answer')})", **measures}
+    return measures
+
+
+def _field(database: Any, name: str, kind: str) -> dict[str, Any]:
+    """A typed field: a histogram of numbers, the commonest of other values."""
+    if kind.startswith(_NUMBERS) and "[" not in kind:
+        return {"histogram": _histogram(database, quoted(name))}
+    values = database.execute(
+        f"select {quoted(name)}::varchar, count(*) as n from joined where {quoted(name)} is not null "  # noqa: S608 - a quoted name
+        f"group by 1 order by n desc, 1 limit {_MOST_VALUES}"
+    ).fetchall()
+    return {"values": [{"value": value, "rows": rows} for value, rows in values]}
+
+
+def _histogram(database: Any, expression: str) -> list[dict[str, float]]:
+    """Equal bins between the least and the greatest value; one where all are the same."""
+    ends = f"select min({expression}), max({expression}), count({expression}) from joined"  # noqa: S608 - of quoted names
+    lowest, highest, rows = one(database, ends)
+    if not rows:
+        return []
+    low, high = float(lowest), float(highest)
+    if low == high:
+        return [{"from": low, "to": high, "rows": rows}]
+    width = (high - low) / _BINS
+    whole = isinstance(lowest, int) and width < 1
+    width = 1.0 if whole else width
+    found = dict(database.execute(
+        f"select least(floor(({expression} - {low!r}) / {width!r}), {_BINS - 1})::int, count(*) from joined "  # noqa: S608 - the same
+        f"where {expression} is not null group by 1"
+    ).fetchall())  # fmt: skip
+    last = max(found)
+    return [
+        {"from": low + at * width, "to": low + (at + 1) * width, "rows": found.get(at, 0)} for at in range(last + 1)
+    ]
+
+
+def _confusion(database: Any, run: Run, kinds: dict[str, str]) -> list[dict[str, Any]]:
+    """Expected and given answers, where the job compares them and there are few."""
+    expected, answer = run.job.report.compare, f"{run.job.output.prefix}answer"
+    if expected is None or expected not in kinds or answer not in kinds:
+        return []
+    pairs = database.execute(
+        f"select {quoted(expected)}::varchar, {quoted(answer)}::varchar, count(*) from joined "  # noqa: S608 - quoted names
+        f"where {quoted(run.job.output.prefix + 'status')} = 'succeeded' and {quoted(expected)} is not null "
+        f"group by 1, 2 order by 1, 2 limit {_MOST_VALUES**2 + 1}"
+    ).fetchall()
+    few = len({pair[0] for pair in pairs}) <= _MOST_VALUES and len({pair[1] for pair in pairs}) <= _MOST_VALUES
+    return [{"expected": left, "answer": right, "rows": rows} for left, right, rows in pairs] if few else []
