@@ -211,7 +211,7 @@ async function showCharts() {
   if (found.confusion.length) {
     const agreed = found.confusion.filter((one) => one.expected === one.answer).reduce((sum, one) => sum + one.rows, 0);
     const all = found.confusion.reduce((sum, one) => sum + one.rows, 0);
-    made.push(figure(`Expected (${about.compare}) and given`, confusion(found.confusion), `${whole.format(agreed)} of ${whole.format(all)} agree (${Math.round((100 * agreed) / all)} %)`));
+    made.push(figure(`${about.compare} beside the answer`, confusion(found.confusion), `${whole.format(agreed)} of ${whole.format(all)} agree (${Math.round((100 * agreed) / all)} %)`));
   }
   for (const [name, field] of Object.entries(found.fields)) {
     if (field.histogram && field.histogram.length) made.push(figure(name, histogram(field.histogram, name)));
