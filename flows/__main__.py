@@ -367,6 +367,7 @@ def show(
         from flows.terminal import show_look  # noqa: PLC0415 - rich's tables and DuckDB are not for every command
         from overnight.ledger.run import recorded_run  # noqa: PLC0415
         from overnight.reports.look import differences, joined_table, look, usual_columns  # noqa: PLC0415
+        from overnight.store.table import quoted, text  # noqa: PLC0415
 
         run = recorded_run(_name_of(job), options.home)
         table = joined_table(run)
@@ -374,7 +375,8 @@ def show(
             seen = differences(run, recorded_run(_name_of(diff), options.home), limit=limit)
         else:
             wanted = columns.split(",") if columns and columns != "all" else [] if columns else usual_columns(run)
-            status_is = f"{run.job.output.prefix}status = '{status.replace(chr(39), chr(39) * 2)}'" if status else None
+            told = quoted(run.job.output.prefix + "status")
+            status_is = f"{told} = {text(status)}" if status else None
             conditions = " and ".join(f"({one})" for one in (status_is, where) if one)
             seen = look(table, wanted, where=conditions or None, limit=limit)
         show_look(seen, console)

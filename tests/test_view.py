@@ -31,7 +31,7 @@ TEXTS: list[str | None] = ["good", HOSTILE, "bad", "[400]", None]
 
 @pytest.fixture
 def ran(make_job: MakeJob, tmp_path: Path) -> Run:
-    run_job(make_job(TEXTS, report={"compare": "text"}), tmp_path / "home")
+    run_job(make_job(TEXTS, report={"compare": "text"}, limits={"max_requests": 2}), tmp_path / "home")  # several parts
     return recorded_run("texts", tmp_path / "home")
 
 

@@ -14,7 +14,7 @@ from overnight.errors import JobError
 from overnight.ledger.run import Run
 from overnight.rows.samples import input_columns
 from overnight.store.files import atomic_path
-from overnight.store.table import columns_of, numbered, one, opened, quoted, text
+from overnight.store.table import FILE, NUMBER, columns_of, numbered, one, opened, quoted, text
 from overnight.text import counted_of, did_you_mean
 
 Format = Literal["csv", "jsonl", "parquet", "duckdb"]
@@ -194,7 +194,7 @@ def export(table: Path, target: Path, form: Format, *, where: str | None = None)
     condition = f"where {where}" if where else ""
     with opened(table) as database, atomic_path(target) as part:
         (rows,) = one(database, f"select count(*) from joined {condition}")  # noqa: S608 - the person's own
-        chosen = f"select * exclude (file_row_number) from joined {condition} order by file_row_number"  # noqa: S608 - the same
+        chosen = f"select * exclude ({NUMBER}, {FILE}) from joined {condition} order by file_row_number"  # noqa: S608 - the same
         match form:
             case "parquet" if not where:  # as it is, with pandas' index and types
                 shutil.copyfile(table, part)

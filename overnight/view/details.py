@@ -12,7 +12,7 @@ from overnight.errors import JobError
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.run import Run
 from overnight.reports.diagnosis import advice
-from overnight.store.table import columns_of, one, opened, quoted
+from overnight.store.table import FILE, columns_of, one, opened, quoted
 from overnight.text import when
 
 _PLAIN = frozenset({"BIGINT", "INTEGER", "DOUBLE", "BOOLEAN"})
@@ -46,14 +46,20 @@ def details(run: Run, row: int) -> dict[str, Any]:
 
 
 def _attempts(run: Run, custom_id: str) -> list[tuple[Shard, Batch]]:
-    """The collected attempts of a request."""
-    found = []
-    for shard in run.ledger.shards(run.job.name):
-        for batch in shard.batches:
-            part = run.folder.results / part_name(shard, batch)
-            if part.exists() and _result(part, custom_id) is not None:
-                found.append((shard, batch))
-    return found
+    """The collected attempts of a request: one look at the ids of all parts."""
+    by_part = {
+        str(part): (shard, batch)
+        for shard in run.ledger.shards(run.job.name)
+        for batch in shard.batches
+        if (part := run.folder.results / part_name(shard, batch)).exists()
+    }
+    if not by_part:
+        return []
+    with opened(*map(Path, by_part)) as database:
+        query = f"select {FILE} from joined where custom_id = ?"  # noqa: S608 - a name of ours
+        found = database.execute(query, [custom_id]).fetchall()
+    holding = {row[0] for row in found}
+    return [attempt for part, attempt in by_part.items() if part in holding]
 
 
 def _result(part: Path, custom_id: str) -> dict[str, Any] | None:
