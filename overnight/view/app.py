@@ -137,6 +137,9 @@ def serve(home: Path, host: str, port: int, job: str | None, told: Callable[[str
     token = None if host in _LOOPBACK else secrets.token_urlsafe(24)
     config = uvicorn.Config(create_app(home, token), host=host, port=port, log_level="warning", access_log=False)
     listener = config.bind_socket()
+    listener.listen(
+        config.backlog
+    )  # the address is told now: who comes before the server runs waits, and is not refused
     shown = "localhost" if host in ("0.0.0.0", "::") else host  # noqa: S104 - asked for by the person, and behind a token
     name = f"[{shown}]" if ":" in shown else shown
     query, fragment = f"?token={token}" if token else "", f"#{job}" if job else ""
