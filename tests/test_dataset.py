@@ -115,6 +115,13 @@ def test_an_unusable_file_is_one_clear_error(tmp_path: Path, name: str, text: st
         opened(write(tmp_path / name, text))
 
 
+def test_text_that_is_no_utf8_is_refused_in_parquet_too(tmp_path: Path) -> None:
+    broken = pa.array([b"good", b"\xff\xfe"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"x": broken}), tmp_path / "a.parquet")
+    with pytest.raises(DatasetError, match=r"cannot read .*a\.parquet: .*UTF8"):
+        all_rows(opened(tmp_path / "a.parquet"))
+
+
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"there is no dataset at .*nothing\.csv"):
         opened(tmp_path / "nothing.csv")

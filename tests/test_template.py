@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from overnight.errors import TemplateError
 from overnight.job.job import Job
 from overnight.job.prompt import compile_prompt
-from overnight.job.template import compile_template
+from overnight.job.template import compile_template, escape, escaped_column
 
 SCHEMA = pa.schema(
     [("text", pa.string()), ("count", pa.int64()), ("score", pa.float64()), ("tags", pa.list_(pa.string()))]
@@ -39,6 +39,12 @@ def test_plain_templates_say_the_same_as_the_engine(text: str, count: int, const
     assert compile_template("t", source, SCHEMA).plain
     engine = minijinja.Environment(auto_escape_callback=lambda _name: False, keep_trailing_newline=True)
     assert rendered(source, text, count) == engine.render_str(source, text=text, count=count)
+
+
+@given(st.lists(st.none() | st.text() | st.text(alphabet='a",\\\n\r\t\x00\x1fé🙂')))
+def test_a_column_is_escaped_as_its_cells_are(texts: list[str | None]) -> None:
+    for kind in (pa.string(), pa.large_string()):
+        assert escaped_column(pa.array(texts, kind)) == [escape(text or "") for text in texts]
 
 
 @pytest.mark.parametrize(

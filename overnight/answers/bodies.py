@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from overnight.answers.lines import as_python_reads_it
 from overnight.answers.verdicts import Reply, Verdict
 
 
@@ -19,6 +20,9 @@ class _Usage(msgspec.Struct):
     input_tokens_details: Any = None
     completion_tokens_details: Any = None
     output_tokens_details: Any = None
+
+
+_NOT_TOLD = _Usage()
 
 
 class _Message(msgspec.Struct):
@@ -57,15 +61,25 @@ _decode_lax = msgspec.json.Decoder(Body, strict=False).decode
 
 
 def decode_body(body: bytes) -> Body:
-    """Reads a body, of the usual types or of types that can be taken for them.
+    """Reads a body, of the usual types or of types that can be taken for them, and as Python's json would.
 
     Raises:
         msgspec.MsgspecError: it is no JSON object of this form.
+        UnicodeDecodeError: it is no text.
     """
     try:
         return _decode_typed(body)
-    except msgspec.ValidationError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return _decode_liberally(body)
+
+
+def _decode_liberally(body: bytes) -> Body:
+    try:
         return _decode_lax(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        if (mended := as_python_reads_it(body)) is None:
+            raise
+        return _decode_lax(mended)
 
 
 class Call(NamedTuple):
@@ -94,10 +108,13 @@ def said_in(body: Body) -> Said:
         if message is None:
             return Said(choice.text, None, choice.finish_reason)
         text = message.content if isinstance(message.content, str) else _joined_parts(message.content)
-        calls = _calls(message.tool_calls) if message.tool_calls else ()
-        reasoning = _text_or_none(message.reasoning_content) or _text_or_none(message.reasoning)
+        thoughts = message.reasoning_content or message.reasoning
+        reasoning = thoughts if thoughts and isinstance(thoughts, str) else None
         refusal = str(message.refusal) if message.refusal else None
-        return Said(text or _as_text(message.tool_calls) or text, refusal, choice.finish_reason, calls, reasoning)
+        if not message.tool_calls:
+            return Said(text, refusal, choice.finish_reason, (), reasoning)
+        calls = _calls(message.tool_calls)
+        return Said(text or _as_text(message.tool_calls), refusal, choice.finish_reason, calls, reasoning)
     items = [item for item in body.output or () if isinstance(item, dict)]
     parts = [part for item in items if item.get("type", "message") == "message" for part in item.get("content") or ()]
     refusal = next((str(part["refusal"]) for part in parts if isinstance(part, dict) and part.get("refusal")), None)
@@ -109,10 +126,6 @@ def said_in(body: Body) -> Said:
     text = _joined_parts(parts)
     stop = reason or ("stop" if parts or calls else None)
     return Said(text or _as_text(called) or text, refusal, stop, calls, _joined_parts(thoughts, "\n\n"))
-
-
-def _text_or_none(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
 
 
 def _calls(found: Any) -> tuple[Call, ...]:
@@ -143,23 +156,23 @@ def _joined_parts(content: Any, between: str = "") -> str | None:
 def reply_with(body: Body, verdict: Verdict, answer: Any, fields: Sequence[Any] = (), code: str | None = None,
            message: str | None = None) -> Reply:  # fmt: skip
     """A verdict with the tokens, model and finish reason that the body tells."""
-    tier = body.service_tier if isinstance(body.service_tier, str) else None
-    usage = body.usage or _Usage()
+    tier = body.service_tier
+    usage = body.usage or _NOT_TOLD
     given = usage.prompt_tokens_details or usage.input_tokens_details
     made = usage.completion_tokens_details or usage.output_tokens_details
     return Reply(
         verdict,
         answer,
         tuple(fields),
-        _finish(body),
+        body.choices[0].finish_reason if body.choices else _finish(body),
         code,
         message,
         body.model,
         usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens,
         usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens,
-        _count(given, "cached_tokens"),
-        tier,
-        _count(made, "reasoning_tokens"),
+        _count(given, "cached_tokens") if given else None,
+        tier if isinstance(tier, str) else None,
+        _count(made, "reasoning_tokens") if made else None,
     )
 
 
@@ -169,4 +182,4 @@ def _count(details: Any, name: str) -> int | None:
 
 
 def _finish(body: Body) -> str | None:
-    return body.choices[0].finish_reason if body.choices else said_in(body).finish_reason if body.output else None
+    return said_in(body).finish_reason if body.output else None

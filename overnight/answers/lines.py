@@ -58,7 +58,7 @@ def read_result(line: bytes) -> ResultLine:
         mended = as_python_reads_it(line)
         return read_result(mended) if mended is not None else _unreadable(line, error)
     response = result.response
-    if response is None or not is_empty(result.error):
+    if response is None or not (result.error is None or is_empty(result.error)):
         return _error_line(result)
     if response.body is msgspec.UNSET:
         return _read_loosely(line) if response.status_code is None else _success(result, None)

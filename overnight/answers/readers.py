@@ -16,7 +16,7 @@ import pyarrow as pa
 from msgspec.structs import replace
 
 from overnight.answers.bodies import Body, Said, decode_body, reply_with, said_in
-from overnight.answers.lines import ResultLine, as_python_reads_it, is_empty
+from overnight.answers.lines import ResultLine, is_empty
 from overnight.answers.logprobs import label_probability, mean_logprob
 from overnight.answers.verdicts import Reply, failure, http_failure
 from overnight.answers.wrappers import json_in, thought_and_rest
@@ -38,21 +38,12 @@ def answer_reader(answer: Answer) -> Callable[[ResultLine], Reply]:
         if line.body is None or not 200 <= (line.status if line.status is not None else 200) < 300:
             return http_failure(line)
         try:
-            body = _body(line.body)
+            body = decode_body(line.body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             return Reply("invalid", error_code="unreadable_body", error_message=str(error))
-        return judge(body) if is_empty(body.error) else http_failure(line)
+        return judge(body) if body.error is None or is_empty(body.error) else http_failure(line)
 
     return read
-
-
-def _body(text: bytes) -> Body:
-    try:
-        return decode_body(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        if (mended := as_python_reads_it(text)) is None:
-            raise
-        return decode_body(mended)
 
 
 def _judge(answer: Answer) -> Callable[[Body], Reply]:
@@ -122,11 +113,11 @@ def _common(body: Body, said: Said) -> Reply | None:
     if said.refusal or said.finish_reason == "content_filter":
         return reply_with(body, "refused", said.text, code="refusal", message=said.refusal or "content filter")
     plain = bool(body.choices) and body.choices[0].message is None if body.choices else False
-    if said.finish_reason in _CUT and plain:
-        return None  # a plain completion goes on until it is stopped
     if said.finish_reason in _CUT:
+        if plain:
+            return None  # a plain completion goes on until it is stopped
         return reply_with(body, "invalid", said.text, code="cut", message="the answer was cut by its token limit")
-    if said.text is None or (not said.text.strip() and not plain):
+    if said.text is None or not (plain or (said.text and not said.text.isspace())):
         return reply_with(body, "invalid", None, code="no_answer", message="the response holds no text")
     return None
 

@@ -10,7 +10,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -27,7 +26,7 @@ from overnight.ledger.request_files import whole_file
 from overnight.ledger.run import Run
 from overnight.limits.budget import batch_rates
 from overnight.limits.prices import Rates
-from overnight.rows.lines import custom_ids
+from overnight.rows.lines import BUFFER_BYTES, custom_ids
 from overnight.store.parquet import TableWriter, write_parquet
 
 logger = logging.getLogger("overnight.parse")
@@ -81,6 +80,7 @@ class PartWriter:
         self.service_tiers: Counter[str] = Counter()
         self.cost_usd = 0.0
         self._largest = 0
+        self.rows = 0
 
     @property
     def metered(self) -> dict[str, int]:
@@ -106,30 +106,30 @@ class PartWriter:
             *(_told(replies, name) for name in ("verdict", "answer")),
             *fields,
             *(_told(replies, name) for name in (*self._extras, *_TOLD)),
-            self._costs(),
-            [self._batch_id] * len(replies),
+        ]
+        types = self._schema.types
+        arrays = [pa.array(column, types[at]) for at, column in enumerate(columns)]
+        arrays += [
+            self._costs(*(arrays[self._schema.get_field_index(name)] for name in USAGE[:3])),
+            pa.repeat(pa.scalar(self._batch_id, pa.string()), len(replies)),
             _texts(self._raws),
         ]
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
         batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
         self._table.write(batch)
+        self.rows += batch.num_rows
         self._meter(batch)
         self._ids, self._replies, self._raws = [], [], []
 
-    def _costs(self) -> list[float | None]:
+    def _costs(self, given: pa.Array, made: pa.Array, cached: pa.Array) -> pa.Array:
         """USD of each answer by its own tokens, at the rates that stood when it was asked for."""
-        given, made, cached = (
-            _told(self._replies, name) for name in ("input_tokens", "output_tokens", "cached_tokens")
-        )
-        self._largest = max(self._largest, *(count or 0 for count in given))
+        self._largest = max(self._largest, pc.max(given).as_py() or 0)
         if self._rates is None:
-            return [None] * len(given)
-        costs = self._rates.costs(
-            *(np.array([count or 0 for count in counts], float) for counts in (given, made, cached))
-        )
-        told = [one is not None or other is not None for one, other in zip(given, made, strict=True)]
-        self.cost_usd += float(costs[told].sum())
-        return [cost if one else None for cost, one in zip(costs.tolist(), told, strict=True)]
+            return pa.nulls(len(given), pa.float64())
+        costs = self._rates.costs(*(counts.fill_null(0).to_numpy().astype(float) for counts in (given, made, cached)))
+        told = pc.or_(given.is_valid(), made.is_valid())
+        found = pc.if_else(told, pa.array(costs), None)
+        self.cost_usd += pc.sum(found).as_py() or 0.0
+        return found
 
     def _meter(self, batch: pa.RecordBatch) -> None:
         self.usage.update({name: pc.sum(batch[name]).as_py() or 0 for name in USAGE})
@@ -145,7 +145,7 @@ def _told(replies: list[Reply], name: str) -> list[Any]:
 def _texts(raws: list[bytes | None]) -> pa.Array:
     """Bodies as text; a provider's bytes need not be UTF-8."""
     try:
-        return pa.array(raws, pa.string())
+        return pa.array(raws, pa.binary()).cast(pa.string())  # checks them at once: faster than one by one
     except pa.ArrowInvalid:
         return pa.array([raw.decode(errors="replace") if raw is not None else None for raw in raws], pa.string())
 
@@ -154,9 +154,8 @@ class Reconciler:
     """Sorts the lines of a batch's files to the requests of its shard."""
 
     def __init__(self, ids: Iterable[str], read: Callable[[ResultLine], Reply], part: PartWriter) -> None:
-        self._open = set(ids)
-        self._size = len(self._open)
-        self._done: set[str] = set()
+        self._known = frozenset(ids)
+        self._open = set(self._known)
         self._read, self._part = read, part
         self._held: dict[str, tuple[Reply, bytes]] = {}
         self._unreadable = self._duplicates = self._foreign = 0
@@ -164,30 +163,28 @@ class Reconciler:
     def take(self, lines: Iterable[bytes]) -> None:
         """Reads a file. Successes are written at once; others are held, since a later line may be better."""
         for line in lines:
-            if line.isspace():
-                continue
             try:
                 result = read_result(line)
             except ValueError:
-                self._unreadable += 1
+                self._unreadable += not line.isspace()
                 continue
             self._sort(result, line)
 
     def _sort(self, result: ResultLine, line: bytes) -> None:
         custom_id = result.custom_id
         if custom_id not in self._open:
-            if custom_id in self._done:
+            if custom_id in self._known:
                 self._duplicates += 1
             else:
                 self._foreign += 1
             return
         reply = self._read(result)
-        if custom_id in self._held:
+        if self._held and custom_id in self._held:
             self._duplicates += 1
+            if reply.verdict == "succeeded":
+                del self._held[custom_id]
         if reply.verdict == "succeeded":
-            self._held.pop(custom_id, None)
             self._open.remove(custom_id)
-            self._done.add(custom_id)
             self._part.add(custom_id, reply, result.body)
         # An error line may come before a success of the same request, in the other file: only a better one replaces it.
         elif custom_id not in self._held or _RANK[reply.verdict] < _RANK[self._held[custom_id][0].verdict]:
@@ -199,7 +196,7 @@ class Reconciler:
         Raises:
             Unreconciled: the verdicts do not add up to the shard's requests.
         """
-        counts: Counter[str] = Counter({"succeeded": len(self._done)})
+        counts: Counter[str] = Counter({"succeeded": len(self._known) - len(self._open)})
         others: dict[str, Reply] = {}
         for custom_id in sorted(self._open):
             reply, raw = self._held.get(custom_id) or (absent(custom_id), None)
@@ -207,8 +204,8 @@ class Reconciler:
             counts[reply.verdict] += 1
             others[custom_id] = reply
         self._part.flush()
-        if sum(counts.values()) != self._size:
-            raise Unreconciled(f"{self._size} requests were sent, {sum(counts.values())} have a verdict")
+        if self._part.rows != len(self._known):
+            raise Unreconciled(f"{len(self._known)} requests were sent, {self._part.rows} have a verdict")
         kept: dict[str, int] = {verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]}
         return Parsed(others, kept, self._unreadable, self._duplicates, self._foreign,
                       self._part.metered, dict(self._part.service_tiers), self._part.cost_usd)  # fmt: skip
@@ -223,7 +220,7 @@ def reconcile(
         reconciler = Reconciler(ids, answer_reader(answer), PartWriter(table, answer, files.batch.batch_id, rates))
         for path in (files.output, files.error):
             if path is not None:
-                with path.open("rb") as lines:
+                with path.open("rb", BUFFER_BYTES) as lines:
                     reconciler.take(lines)
         return reconciler.finish(absent_reply(files.batch, ids))
 

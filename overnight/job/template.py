@@ -16,6 +16,7 @@ from typing import Any
 
 import minijinja
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from overnight.errors import TemplateError
@@ -28,6 +29,11 @@ _ROW = re.compile(r"""\brow\b(?:\s*\[\s*(["'])(?P<key>[^"']*)\1\s*\]|\s*\.\s*(?P
 _BINDING = re.compile(r"\{%-?\s*(?:for|set|macro|with|call)\b.*?%\}", re.DOTALL)
 _PRINTED = "__printed"
 _encode = msgspec.json.Encoder().encode
+_BETWEEN = b"\xff"
+"""No byte of any UTF-8 text."""
+_ESCAPES = ((b"\\", b"\\\\"), (b'"', b'\\"'), (b"\n", b"\\n"), (b"\r", b"\\r"), (b"\t", b"\\t"))
+"""What JSON escapes in a text, but for the control characters that hardly any text has."""
+_FIRST_PRINTED = 0x20
 
 
 def escape(text: str) -> bytes:
@@ -209,9 +215,12 @@ def _is_plain(column: pa.Field) -> bool:
 
 def escaped_column(column: pa.Array) -> list[bytes]:
     """A text or integer column as JSON string contents; empty bytes for nulls."""
-    values: Sequence[Any] = column.to_pylist()
     if pa.types.is_integer(column.type):
-        return [b"" if value is None else b"%d" % value for value in values]
-    if column.null_count:
-        return [b"" if value is None else _encode(value)[1:-1] for value in values]
-    return [_encode(value)[1:-1] for value in values]
+        return [b"" if value is None else b"%d" % value for value in column.to_pylist()]
+    # The column as one text, of bytes: a fifth of the time that a Python string for each of its cells takes.
+    text = _BETWEEN.join(column.fill_null("").cast(pa.large_binary()).to_pylist())
+    for bare, escaped in _ESCAPES:
+        text = text.replace(bare, escaped)
+    if text and np.frombuffer(text, np.uint8).min() < _FIRST_PRINTED:
+        return [escape(value or "") for value in column.to_pylist()]
+    return text.split(_BETWEEN) if len(column) else []

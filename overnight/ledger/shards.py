@@ -14,6 +14,7 @@ from overnight.job.profiles import Profile
 from overnight.ledger.records import NewShard
 from overnight.rows.requests import Kind
 from overnight.rows.tokens import BYTES_PER_TOKEN, estimated_tokens
+from overnight.store.threads import WriteBehind
 
 
 class Limit(NamedTuple):
@@ -81,6 +82,7 @@ class ShardWriter:
         whole = shard_limit(profile)
         self._limits = [Limit(*map(min, whole, trial)), whole] if trial else [whole]
         self._shards: list[NewShard] = []
+        self._behind = WriteBehind()
         self._count = self._size = self._largest = 0
 
     def write(self, lines: Sequence[bytes]) -> None:
@@ -104,10 +106,12 @@ class ShardWriter:
         """Ends the last file; returns all that were written."""
         if self._count:
             self._close()
+        self._behind.close()
         return self._shards
 
     def discard(self) -> None:
         """Closes a file that an error left open; the staging folder goes with it."""
+        self._behind.close()
         if self._count:
             self._stream.close()
 
@@ -120,12 +124,16 @@ class ShardWriter:
         self._hash = shard_hash(self._kind.url, self._profile)
 
     def _append(self, text: bytes, count: int) -> None:
-        self._stream.write(text)
-        self._hash.update(text)
+        self._behind.hand(self._write, text)
         self._count += count
         self._size += len(text)
 
+    def _write(self, text: bytes) -> None:
+        self._stream.write(text)
+        self._hash.update(text)
+
     def _close(self) -> None:
+        self._behind.wait()
         self._stream.close()
         self._shards.append(
             NewShard(

@@ -22,6 +22,7 @@ from overnight.rows.columns import Column, kept_column, whole_numbers
 from overnight.rows.delimited import Delimited
 from overnight.rows.files import File, find_files
 from overnight.rows.json_lines import JsonLines, line_blocks
+from overnight.store.threads import read_ahead
 
 BATCH_ROWS = 2048
 """Rows in memory at one time: with long texts a few megabytes, and enough to work column by column."""
@@ -253,7 +254,14 @@ def _parquet_schema(file: File) -> pa.Schema:
 
 def _parquet_rows(file: File) -> Iterator[pa.RecordBatch]:
     with file.open() as stream:
-        yield from pq.ParquetFile(stream, pre_buffer=False).iter_batches(batch_size=BATCH_ROWS, use_threads=False)
+        opened = pq.ParquetFile(stream, pre_buffer=False)
+        yield from read_ahead(map(_sound, opened.iter_batches(batch_size=BATCH_ROWS, use_threads=False)))
+
+
+def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch whose texts are UTF-8: writers of Parquet do not all see to it."""
+    batch.validate(full=True)
+    return batch
 
 
 def _request_lines(file: File) -> Iterator[pa.RecordBatch]:

@@ -32,7 +32,8 @@ def request_lines(name: str, url: str, bodies: list[bytes], salts: list[bytes] |
     """
     hashed = bodies if salts is None else [b"%b\0%b" % pair for pair in zip(bodies, salts, strict=True)]
     digests = list(map(_digester(url), hashed))
-    pattern = b'{"custom_id":"%b-%%b","method":"POST","url":%b,"body":%%b}\n' % (
+    pattern = b'%b%b-%%b","method":"POST","url":%b,"body":%%b}\n' % (
+        _START,
         name.encode(),
         msgspec.json.encode(url),
     )
@@ -52,13 +53,14 @@ def _digester(url: str) -> Callable[[bytes], str]:
     return digest
 
 
-class _Id(msgspec.Struct):
-    custom_id: str
+BUFFER_BYTES = 1 << 16
+"""Of files of long lines: they are read in half the time."""
+_START = b'{"custom_id":"'
 
 
 def custom_ids(path: Path) -> Iterator[str]:
-    """The ids of a request file of ours, in its order."""
-    decode = msgspec.json.Decoder(_Id).decode
-    with path.open("rb") as lines:
+    """The ids of a request file of ours, in its order: they stand first in its lines, and need no escapes."""
+    start = len(_START)
+    with path.open("rb", BUFFER_BYTES) as lines:
         for line in lines:
-            yield decode(line).custom_id
+            yield line[start : line.index(b'"', start)].decode()

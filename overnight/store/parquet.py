@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from overnight.errors import LedgerError
 from overnight.store.files import atomic_path
+from overnight.store.threads import WriteBehind
 
 _GROUP_ROWS = 8192
 _GROUP_BYTES = 8 << 20
@@ -21,8 +22,8 @@ READ_ROWS = 2048
 class TableWriter:
     """Writes record batches of one schema."""
 
-    def __init__(self, writer: pq.ParquetWriter) -> None:
-        self._writer = writer
+    def __init__(self, writer: pq.ParquetWriter, behind: WriteBehind) -> None:
+        self._writer, self._behind = writer, behind
         self._pending: list[pa.RecordBatch] = []
         self._rows = self._bytes = 0
 
@@ -37,9 +38,9 @@ class TableWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what has gathered."""
+        """Hands on what has gathered: it is compressed and written while the next rows are made."""
         if self._pending:
-            self._writer.write_table(pa.Table.from_batches(self._pending))
+            self._behind.hand(self._writer.write_table, pa.Table.from_batches(self._pending))
         self._pending, self._rows, self._bytes = [], 0, 0
 
 
@@ -49,10 +50,12 @@ def write_parquet(path: Path, schema: pa.Schema) -> Iterator[TableWriter]:
     with (
         atomic_path(path) as part,
         pq.ParquetWriter(part, schema, compression="zstd", write_page_checksum=True) as writer,
+        closing(WriteBehind()) as behind,
     ):
-        table = TableWriter(writer)
+        table = TableWriter(writer, behind)
         yield table
         table.flush()
+        behind.wait()
 
 
 @contextmanager
