@@ -15,6 +15,8 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "overnight")
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # a lease also logs outside of runs
+if "ipykernel" in sys.modules:  # a notebook shows a bar, and errors are raised: no log lines between its cells
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 if "prefect" in sys.modules:  # it read its settings when it was imported
     from prefect.context import refresh_global_settings_context
     from prefect.logging.configuration import setup_logging

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.names import ProviderInput, name_provider_run
+from flows.states import ending_in_words
 from overnight.job.jobfile import choose_provider
 from overnight.providers.local import stop_local_endpoint
 from overnight.store.home import home_path
@@ -12,6 +13,7 @@ from tasks.account import Cleaned, clean_account
 
 
 @flow(name="clean_files", flow_run_name=name_provider_run, validate_parameters=False)
+@ending_in_words
 def clean_files(
     provider: ProviderInput, older_than_hours: float = 72, dry_run: bool = True, home: str | None = None
 ) -> Cleaned:

@@ -13,6 +13,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.names import name_sweep
 from flows.pipeline import Pipeline
+from flows.states import ending_in_words
 from overnight.answers.trouble import watched_batches
 from overnight.errors import JobBusy, OvernightError
 from overnight.ledger.database import Ledger, ledger_exists
@@ -32,6 +33,7 @@ logger = logging.getLogger("overnight.collect")
     flow_run_name=name_sweep,
     task_runner=ThreadPoolTaskRunner(max_workers=4),  # type: ignore[arg-type]  # Prefect's own; generics do not fit
 )
+@ending_in_words
 def collect_batches(job: str | None = None, home: str | None = None) -> list[JobStatus]:
     """Polls, fetches, parses, sends again, releases held shards, and joins what is done.
 

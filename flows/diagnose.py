@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.states import ending_in_words
 from overnight.store.home import home_path
 from tasks.account import diagnose
 
@@ -14,6 +15,7 @@ def _name() -> str:
 
 
 @flow(name="diagnose_batch", flow_run_name=_name)
+@ending_in_words
 def diagnose_batch(batch: str, home: str | None = None) -> str:
     """Tells what went wrong, in Markdown; the same is an artifact on the page.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.names import ProviderInput, name_provider_run
+from flows.states import ending_in_words
 from overnight.job.jobfile import choose_provider
 from overnight.providers.local import stop_local_endpoint
 from overnight.store.home import home_path
@@ -12,6 +13,7 @@ from tasks.doctor import Diagnosis, examine
 
 
 @flow(name="doctor", flow_run_name=name_provider_run, validate_parameters=False)
+@ending_in_words
 def doctor(provider: ProviderInput, home: str | None = None) -> Diagnosis:
     """Probes an endpoint: address, key, upload, list, create, metadata, cancel, delete.
 

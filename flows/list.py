@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.names import ProviderInput, name_provider_run
+from flows.states import ending_in_words
 from overnight.job.jobfile import choose_provider
 from overnight.providers.listing import ListedBatch
 from overnight.providers.local import stop_local_endpoint
@@ -13,6 +14,7 @@ from tasks.account import list_account
 
 
 @flow(name="list_batches", flow_run_name=name_provider_run, validate_parameters=False)
+@ending_in_words
 def list_batches(provider: ProviderInput, limit: int = 100, home: str | None = None) -> list[ListedBatch]:
     """Lists an account's batches, as a table on the page too.
 

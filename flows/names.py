@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 else:  # what the page makes its forms of: a dict from Python would be a third tab there, with a bare text box
     JobInput = Job | JobFile
     ProviderInput = ProviderChoice | ProviderName
+INTERRUPTED = "stopped by Ctrl-C; what was sent goes on at the provider, and the next run goes on with it"
+"""The message of a run that ended so: it is a cancellation of the run, and not of its batches."""
 _MOST_BATCH_TAGS = 20
 """The page shows all tags of a run in its list."""
+_HOLDS = "overnight.holds"
 logger = logging.getLogger("overnight.names")
 
 
@@ -60,19 +63,34 @@ def name_provider_run() -> str:
     return str(getattr(provider, "profile", None) or provider)
 
 
+def tag_run(run: Run) -> None:
+    """Tags the current flow run with its job, provider and model, however it ends."""
+    _update(tags=sorted(_tags(run)))
+
+
 def label_run(run: Run) -> None:
-    """Names the current flow run `reviews · 60 rows · local`, and tags it with job, provider, model and batches."""
+    """Names the current flow run `reviews · 60 rows · local`, adds its batches, and notes that it holds the job."""
     record = run.ledger.job(run.job.name)
-    if flow_run.id is None or record is None:
+    if record is None:
         return
     batches = [b.batch_id for shard in run.ledger.shards(run.job.name) for b in shard.batches if b.batch_id]
     name = f"{run.job.name} · {record.rows:,} rows · {run.job.profile.name}"
+    _update(name=name, tags=sorted({*_tags(run), *batches[-_MOST_BATCH_TAGS:]}), holds=run.job.name)
+
+
+def _tags(run: Run) -> set[str]:
     ours = {f"job:{run.job.name}", f"provider:{run.job.profile.name}"}
-    ours |= {f"model:{run.job.model}"} if run.job.model else set()
-    tags = {*flow_run.tags, *ours, *batches[-_MOST_BATCH_TAGS:]}
+    return {*flow_run.tags, *ours, *([f"model:{run.job.model}"] if run.job.model else [])}
+
+
+def _update(*, holds: str | None = None, **fields: Any) -> None:
+    if flow_run.id is None:
+        return
     try:
         with get_client(sync_client=True) as client:
-            client.update_flow_run(flow_run.id, name=name, tags=sorted(tags))
+            client.update_flow_run(flow_run.id, **fields)
+            if holds:
+                client.update_flow_run_labels(flow_run.id, {_HOLDS: holds})
     except httpx.HTTPError as error:
         logger.warning("the run cannot be named on Prefect's page: %s", error)
 
@@ -81,13 +99,16 @@ def held_job(run_id: str, job: str) -> bool:
     """Whether a flow run that was cancelled was at work on a job: only then a person meant the job's batches.
 
     A run that Prefect cancels before it starts (a deployment's concurrency limit) was never running or suspended, and
-    one that waited for another run of the job was never tagged with it (`label_run`).
+    one that waited for another run of the job, or for a person's yes, never held it (`label_run`). Who presses Ctrl-C
+    means the process: what was sent goes on.
     """
     with get_client(sync_client=True) as client:
         found = client.read_flow_run(UUID(run_id))
         states = client.read_flow_run_states(UUID(run_id))
+    if found.state is not None and found.state.message == INTERRUPTED:
+        return False
     worked = any(state.type in (StateType.RUNNING, StateType.PAUSED) for state in states)
-    return worked and f"job:{job}" in found.tags
+    return worked and found.labels.get(_HOLDS) == job
 
 
 def in_deployment() -> bool:

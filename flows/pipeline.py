@@ -5,20 +5,21 @@ Killed between any two of them, the next flow goes on from there.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ParamSpec, Self, TypeVar, cast
+from typing import Any, ParamSpec, Self, TypeVar
 
 from prefect import Flow, allow_failure, flow
 from prefect.futures import wait
-from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.approval import ask_approval, covers, needs_approval
-from flows.names import in_deployment, label_run, name_run
+from flows.names import label_run, name_run, tag_run
 from flows.progress import publish_progress
+from flows.states import ending_in_words
 from overnight.answers.trouble import is_stuck
 from overnight.errors import JobError
 from overnight.ledger.identity import check_folder
@@ -30,6 +31,7 @@ from overnight.providers.local import stop_local_endpoint
 from overnight.reports.dry_run import plan_of
 from overnight.reports.plan import Plan
 from overnight.reports.summary import Summary
+from overnight.text import dollars
 from tasks.build import build_requests
 from tasks.cancel import cancel_batches, stop_sending
 from tasks.clean import clean_job, cleanable
@@ -42,6 +44,7 @@ from tasks.submit import admit, submit_shards
 from tasks.validate import validate_requests
 from tasks.wait import wait_for_batches
 
+logger = logging.getLogger("overnight.approval")
 PATIENCE = 3600.0
 """Seconds to wait for another process that is at work on the job, and for one `wait` task run."""
 _MOST_TASK_RUNS = 20
@@ -64,12 +67,13 @@ def job_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
 
     Parameters are not validated by Prefect: it would copy a DataFrame, and word a job's mistakes without their lines.
     """
-    return flow(
+    made = flow(
         name=name,
         flow_run_name=name_run,
         validate_parameters=False,
         task_runner=ThreadPoolTaskRunner(max_workers=_WORKERS),  # type: ignore[arg-type]  # Prefect's own; generics
     )
+    return lambda fn: made(ending_in_words(fn))
 
 
 class Pipeline:
@@ -90,6 +94,7 @@ class Pipeline:
         self._before: list[Any] = []
 
     def __enter__(self) -> Self:
+        tag_run(self.run)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -156,6 +161,7 @@ class Pipeline:
                 label_run(self.run)
                 return
             shutil.rmtree(self.run.folder.staging)  # the answer may take hours: what it is about is built anew then
+        logger.info("%s waits for approval of %s: answer on the run's page", made.job, dollars(made.cost_usd))
         answer = ask_approval(made)
         if answer.decision == "reject":
             why = f": {answer.note}" if answer.note else ""
@@ -231,13 +237,6 @@ class Pipeline:
                 clean_job(self.run, wait_for=[summary])
         announce(summary)
         return summary
-
-
-def as_result(summary: Summary) -> Summary:
-    """A summary as a flow returns it: a deployment's run fails where too many rows did, so that alerts see it."""
-    if summary.within_bounds or not in_deployment():
-        return summary
-    return cast(Summary, Failed(message=summary.outcome, data=summary))
 
 
 def first_exception(results: Sequence[Any]) -> Exception | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.names import JobInput, name_run
+from flows.states import ending_in_words
 from overnight.reports.dry_run import plan_job
 from overnight.reports.plan import Plan
 from tasks.credentials import open_job
@@ -12,6 +13,7 @@ from tasks.plan import plan_requests
 
 
 @flow(name="plan_batch", flow_run_name=name_run, validate_parameters=False)
+@ending_in_words
 def plan_batch(job: JobInput, home: str | None = None) -> Plan:
     """Plans a job: rows, requests, shards, tokens, cost, and the first requests as they would be sent.
 

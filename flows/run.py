@@ -5,11 +5,14 @@ Killed at any moment and run again, it goes on where it was; a sweep (`collect_b
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
 from flows.names import JobInput, label_run
-from flows.pipeline import PATIENCE, Pipeline, as_result, job_flow
+from flows.notebook import shown_progress
+from flows.pipeline import PATIENCE, Pipeline, job_flow
+from flows.states import as_result
 from overnight.reports.summary import Summary
 from tasks.credentials import open_job
 
@@ -32,10 +35,27 @@ def run_batch(job: JobInput, dataset: Any = None, home: str | None = None, appro
         OvernightError: the job could not be run; says what to mend.
     """
     started = time.monotonic()
-    with Pipeline(open_job(job, dataset, home)) as pipeline:
+    with Pipeline(open_job(job, dataset, home)) as pipeline, shown_progress(pipeline.run):
         pipeline.prepare(approve=approve)
         go_on(pipeline)
         return as_result(pipeline.finish(started))
+
+
+async def run_batch_async(
+    job: JobInput, dataset: Any = None, home: str | None = None, approve: bool = False
+) -> Summary:
+    """`run_batch` for a running event loop, such as a notebook's: on a thread, so that the loop goes on.
+
+    Args:
+        job: as `run_batch` takes it; so are the others.
+        dataset: a DataFrame in place of the job's dataset.
+        home: the folder of runs.
+        approve: send without asking.
+
+    Returns:
+        What `run_batch` returns; it raises the same. Several may be awaited at once.
+    """
+    return await asyncio.to_thread(run_batch, job, dataset, home, approve)
 
 
 def go_on(pipeline: Pipeline) -> None:

@@ -41,12 +41,20 @@ def guarded(command: Callable[[], int]) -> int:
             "mend it and run the same command again: it goes on where it was, and nothing is sent twice", soft_wrap=True
         )
         return COULD_NOT_RUN
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not _is_interrupt(error):
+            raise
         stderr.print(
             "Stopped. Batches that were sent go on at the provider (the embedded endpoint stops with this process); "
             "run the same command again to go on: nothing is sent twice."
         )
         return INTERRUPTED
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether it is Ctrl-C, as Python or as a flow run tells it; Prefect is not imported for the question."""
+    exceptions = sys.modules.get("prefect.exceptions")
+    return isinstance(error, KeyboardInterrupt | getattr(exceptions, "CancelledRun", KeyboardInterrupt))
 
 
 def plain(text: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -63,27 +63,39 @@ def progress(run: Run, console: Console) -> Iterator[None]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    ended = threading.Event()
     with Progress(*columns, console=console, transient=True) as bars:
         bar = bars.add_task("starting Prefect (half a minute the first time)", total=None)
-        watcher = threading.Thread(target=_watch, args=(run, bars, bar, ended), daemon=True)
-        watcher.start()
+
+        def show(now: JobStatus) -> None:
+            bars.update(bar, description=printable(status_text(now)), completed=now.answered, total=now.requests)
+
         _live.append(bars)
         try:
-            yield
+            with watched(run, show):
+                yield
         finally:
             _live.remove(bars)
-            ended.set()
-            watcher.join()
 
 
-def _watch(run: Run, bars: Progress, bar: Any, ended: threading.Event) -> None:
+@contextmanager
+def watched(run: Run, show: Callable[[JobStatus], None]) -> Iterator[None]:
+    """Has shown how far a run is, again and again, while the block runs."""
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(run, show, ended), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _watch(run: Run, show: Callable[[JobStatus], None], ended: threading.Event) -> None:
     started = time.time()
     while not ended.wait(_LOOK_SECONDS):
         record = run.ledger.job(run.job.name)
         if record is not None and record.built_at >= started:
-            now = job_status(run.job.name, run.ledger.shards(run.job.name), record.requests, record.stopped)
-            bars.update(bar, description=printable(status_text(now)), completed=now.answered, total=now.requests)
+            show(job_status(run.job.name, run.ledger.shards(run.job.name), record.requests, record.stopped))
 
 
 def status_line(now: JobStatus) -> str:

@@ -11,6 +11,7 @@
     │   ├── HomeError            the folder of runs: not writable, or used by another job
     │   ├── LedgerError          the ledger: unreadable, or a step it does not allow
     │   ├── Unreconciled         the verdicts do not add up to the rows sent
+    │   ├── TooManyFailed        more rows have no answer than max_failed_fraction allows
     │   ├── SubmissionUnknown    the reply of a create was lost and the provider cannot be asked
     │   └── ProviderError        the provider says no
     │       ├── Unauthorized     401 or 403: the key
@@ -66,6 +67,10 @@ class OvernightError(Exception):
             shown.append(f"\n  - … and {more:,} more")
         return self.message + "".join(shown)
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and Jupyter show of it: the message says what to mend, and the frames do not."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class Terminal(OvernightError):
     """A person has to act; the same call will fail again."""
@@ -97,6 +102,10 @@ class LedgerError(Terminal):
 
 class Unreconciled(Terminal):
     """The verdicts do not add up to the requests that were sent."""
+
+
+class TooManyFailed(Terminal):
+    """More rows have no answer than the job allows; all is joined, and the report says why."""
 
 
 class SubmissionUnknown(Terminal):

@@ -152,13 +152,6 @@ class Joiner:
         if tally.cost_usd is not None:
             tally.cost_usd += pc.sum(added["cost_usd"]).as_py() or 0.0
 
-    def compare(self, expected: pa.Array, answer: pa.Array, status: pa.Array) -> None:
-        """Counts how many answers are as expected."""
-        both = pc.and_(pc.equal(status, "succeeded"), pc.is_valid(expected))
-        same = pc.equal(pc.cast(expected, pa.string()), pc.cast(answer, pa.string()))
-        self.tally.compared += pc.sum(both).as_py() or 0
-        self.tally.agreed += pc.sum(pc.and_(both, pc.fill_null(same, False))).as_py() or 0
-
 
 def _value_counts(column: pa.Array) -> list[tuple[Any, int]]:
     return [(one["values"], one["counts"]) for one in pc.value_counts(column).to_pylist()]
@@ -218,8 +211,6 @@ def join(run: Run) -> Tally:
             sampler.take(whole)
             status = whole[job.output.prefix + "status"]
             failed.write(whole.filter(pc.not_equal(status, "succeeded")))
-            if job.report.compare:
-                joiner.compare(batch[job.report.compare], added[2], status)
         if joiner.tally.rows != record.rows:
             raise Unreconciled(f"{joiner.tally.rows:,} rows were joined; the build had {record.rows:,}")
     joiner.tally.requests, joiner.tally.new_rows = record.requests, built.new_rows

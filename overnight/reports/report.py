@@ -15,6 +15,8 @@ from overnight.ledger.states import State
 from overnight.limits.budget import batch_cost, spending
 from overnight.limits.hours import given_text
 from overnight.limits.prices import job_rates
+from overnight.reports.agreement import Agreement
+from overnight.reports.look import Share
 from overnight.reports.summary import Summary, Tally
 from overnight.store.home import shown
 from overnight.text import code, counted_of, dollars, duration, inline, table
@@ -23,6 +25,8 @@ _MOST_BATCHES = 200
 _MOST_BARS = 40
 _SLOWEST = 5
 _MOST_ERRORS = 30
+_BAR = 30
+"""Characters of the longest bar."""
 _GREEN, _RED, _ORANGE, _GREY, _BLUE, _TEXT = "#3fa34d", "#d64545", "#e0912f", "#8a8f98", "#4c7bd9", "#9aa4b2"
 _COLOURS = {"succeeded": _GREEN, "failed": _RED, "refused": _ORANGE, "invalid": _ORANGE}
 _PIE = {"pieTitleTextColor": _TEXT, "pieLegendTextColor": _TEXT, "pieSectionTextColor": "#ffffff", "pieOpacity": "1"}
@@ -52,21 +56,28 @@ class Attempt(NamedTuple):
         )
 
 
-def report_text(summary: Summary, tally: Tally, shards: Sequence[Shard], job: Job) -> str:
-    """The whole report.
+def report_text(
+    summary: Summary, tally: Tally, shards: Sequence[Shard], job: Job, shares: Sequence[Share] = (),
+    compared: Agreement | None = None,
+) -> str:  # fmt: skip
+    """The whole report: what a person asks first stands first.
 
     Args:
         summary: the outcome.
         tally: the counts behind it.
         shards: all shards of the job with their batches.
         job: what was asked.
+        shares: the commonest answers and their rows, where answers repeat.
+        compared: how the answers agree with the expected ones.
     """
     attempts = [Attempt(shard, batch) for shard in shards for batch in shard.batches]
     files = [("joined table", summary.joined), ("rows without an answer", summary.failed_rows)]
     parts = [
         f"# {summary.job}",
-        _rows(summary, tally),
-        _agreement(tally, job.report.compare),
+        _outcome(summary, tally),
+        _answers(shares, summary.succeeded),
+        _agreement(compared, job),
+        _rows(tally),
         _errors(tally),
         _money(summary, tally, job, attempts),
         _batches(attempts, job),
@@ -89,9 +100,7 @@ def _chart(init: dict[str, Any], lines: Sequence[str]) -> str:
     return "\n".join(["```mermaid", f"%%{{init: {json.dumps({'theme': 'base'} | init)}}}%%", *lines, "```"])
 
 
-def _rows(summary: Summary, tally: Tally) -> str:
-    counted = [(status, f"{rows:,}", f"{rows / tally.rows:.1%}") for status, rows in tally.statuses.most_common()]
-    total = ("**all rows**", f"{sum(tally.statuses.values()):,}", "")
+def _outcome(summary: Summary, tally: Tally) -> str:
     verdict = "within" if summary.within_bounds else "**above**"
     notes = []
     if summary.stopped:
@@ -105,24 +114,69 @@ def _rows(summary: Summary, tally: Tally) -> str:
         )
     if summary.new_rows:
         notes.append(f"**New rows**: {summary.new_rows:,} came since the job was built; run it again to send them.")
+    share = summary.succeeded / max(1, summary.rows)
     return "\n\n".join(
         [
+            f"**{summary.succeeded:,} of {summary.rows:,} rows answered** ({share:.1%}), cost "
+            f"{dollars(summary.cost_usd)}. `overnight view {summary.job}` opens them on a page of the machine that has "
+            "the files.",
             f"{tally.rows:,} rows, {tally.requests:,} distinct requests, {counted_of(summary.batches, 'batch')}, "
             f"{duration(summary.seconds)}. {summary.failed_fraction:.1%} of the rows have no answer: {verdict} the "
             f"bound of {summary.max_failed_fraction:.1%}.",
             *notes,
-            "## Rows",
-            pie("rows", [(status, rows, _COLOURS.get(status, _GREY)) for status, rows in tally.statuses.items()]),
-            table(["status", "rows", "share"], [*counted, total]),
         ]
     )
 
 
-def _agreement(tally: Tally, compare: str | None) -> str:
-    if not compare or not tally.compared:
+def _rows(tally: Tally) -> str:
+    counted = [(status, f"{rows:,}", f"{rows / tally.rows:.1%}") for status, rows in tally.statuses.most_common()]
+    total = ("**all rows**", f"{sum(tally.statuses.values()):,}", "")
+    slices = [(status, rows, _COLOURS.get(status, _GREY)) for status, rows in tally.statuses.items()]
+    drawn = [pie("rows", slices)] if len(tally.statuses) > 1 else []
+    return "\n\n".join(["## Rows", *drawn, table(["status", "rows", "share"], [*counted, total])])
+
+
+def _answers(shares: Sequence[Share], answered: int) -> str:
+    """The commonest answers, each with a bar as long as its share of all."""
+    if not shares:
         return ""
-    share = tally.agreed / tally.compared
-    return f"**Agreement** with {code(compare)}: {tally.agreed:,} of {tally.compared:,} answers ({share:.1%})."
+    rows = [
+        (inline(str(one.value)[:80]), f"{one.rows:,}", f"{one.rows / max(1, answered):.1%}",
+         "█" * max(1, round(_BAR * one.rows / max(1, answered))))
+        for one in shares
+    ]  # fmt: skip
+    rest = answered - sum(one.rows for one in shares)
+    more = [("*all others*", f"{rest:,}", f"{rest / answered:.1%}", "")] if rest > 0 else []
+    return "## Answers\n\n" + table(["answer", "rows", "share", ""], [*rows, *more])
+
+
+def _agreement(found: Agreement | None, job: Job) -> str:
+    if found is None or not found.compared:
+        return ""
+    share = found.agreed / found.compared
+    parts = [
+        f"## Agreement with {code(job.report.compare)}",
+        f"**{found.agreed:,} of {found.compared:,} answers agree** ({share:.1%}).",
+        _confusion(found),
+    ]
+    if found.differing.rows and job.report.samples:
+        rows = [[inline(str(cell)[:200]) for cell in row] for row in found.differing.rows]
+        parts.append(f"The first of the {found.differing.found:,} that differ:")
+        parts.append(table([inline(name) for name in found.differing.columns], rows))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _confusion(found: Agreement) -> str:
+    """Expected answers down, given ones across."""
+    if not found.confusion:
+        return ""
+    counts = {(pair.expected, pair.answer): pair.rows for pair in found.confusion}
+    given = sorted({pair.answer for pair in found.confusion})
+    rows = [
+        [f"**{inline(expected)}**", *(f"{counts.get((expected, answer), 0):,}" for answer in given)]
+        for expected in sorted({pair.expected for pair in found.confusion})
+    ]
+    return table(["expected ↓ answered →", *map(inline, given)], rows)
 
 
 def _errors(tally: Tally) -> str:

@@ -46,9 +46,6 @@ class Tally:
     cached_tokens: int = 0
     """Tokens of the distinct requests' answers."""
     cost_usd: float | None = None
-    compared: int = 0
-    """Rows with an answer and an expected one."""
-    agreed: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from overnight.ledger.run import Run
+from overnight.reports.agreement import agreement
 from overnight.reports.diagnosis import advice
 from overnight.reports.look import overview
 from overnight.store.table import columns_of, one, opened, quoted
@@ -32,7 +33,7 @@ def charts(run: Run) -> dict[str, Any]:
                 title: _histogram(database, expression)
                 for title, expression in _measures(prefix, kinds).items()
             },
-            "confusion": _confusion(database, run, kinds),
+            **_compared(run),
         }  # fmt: skip
 
 
@@ -78,15 +79,10 @@ def _histogram(database: Any, expression: str) -> list[dict[str, float]]:
     ]
 
 
-def _confusion(database: Any, run: Run, kinds: dict[str, str]) -> list[dict[str, Any]]:
-    """Expected and given answers, where the job compares them and there are few."""
-    expected, answer = run.job.report.compare, f"{run.job.output.prefix}answer"
-    if expected is None or expected not in kinds or answer not in kinds:
-        return []
-    pairs = database.execute(
-        f"select {quoted(expected)}::varchar, {quoted(answer)}::varchar, count(*) from joined "  # noqa: S608 - quoted names
-        f"where {quoted(run.job.output.prefix + 'status')} = 'succeeded' and {quoted(expected)} is not null "
-        f"group by 1, 2 order by 1, 2 limit {_MOST_VALUES**2 + 1}"
-    ).fetchall()
-    few = len({pair[0] for pair in pairs}) <= _MOST_VALUES and len({pair[1] for pair in pairs}) <= _MOST_VALUES
-    return [{"expected": left, "answer": right, "rows": rows} for left, right, rows in pairs] if few else []
+def _compared(run: Run) -> dict[str, Any]:
+    """Expected and given answers, where the job compares them and there are few; agreement by confidence."""
+    found = agreement(run, limit=0)
+    return {
+        "confusion": [pair._asdict() for pair in found.confusion] if found else [],
+        "confidence": [step._asdict() for step in found.confidence] if found else [],
+    }
