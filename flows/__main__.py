@@ -387,23 +387,39 @@ def show(
 
 
 @app.command
-def view(job: str | None = None, *, host: str = "127.0.0.1", port: int = 8644, home: str | None = None) -> int:
-    """Look at jobs, rows and answers on a page of this machine: sort, search, filter, charts, every attempt.
+def view(
+    job: str | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8644,
+    bundle: Path | None = None,
+    home: str | None = None,
+) -> int:
+    """Look at jobs, rows and answers on a page of this machine: sort, search, filter, charts, compare, every attempt.
 
     Args:
         job: the job to open, by its name or file.
         host: the address to listen on; beyond this machine the page asks for a token, which is printed.
         port: the port; 0 takes a free one.
+        bundle: write the page as files into this folder instead: it opens from a disk or any web server. It holds the
+            rows, prompts and answers of the job, or of all that are joined where none is named.
         home: the folder of runs; else OVERNIGHT_HOME, else data/runs.
     """
 
     def command(console: Console) -> int:
+        if bundle is not None:
+            from overnight.view.bundle import write_bundle  # noqa: PLC0415 - the same
+
+            rows = write_bundle(home_path(home), [_name_of(job)] if job else [], bundle)
+            index = plain(shown(bundle / "index.html"))
+            console.print(f"wrote {counted_of(rows, 'row')}: open {index}", soft_wrap=True, highlight=False)
+            return OK
         from overnight.view.app import serve  # noqa: PLC0415 - a server's imports are not for every command
 
-        def told(address: str) -> None:
+        def listening(address: str) -> None:
             console.print(f"{address}   (Ctrl-C stops)", highlight=False, soft_wrap=True)
 
-        serve(home_path(home), host, port, _name_of(job) if job else None, told)
+        serve(home_path(home), host, port, _name_of(job) if job else None, listening)
         return OK
 
     return under_prefect(command, as_json=False, verbose=False)

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from html import escape
 from typing import Any
 
-from flows.terminal import status_text, watched
+from flows.watching import watched
 from overnight.ledger.run import Run
-from overnight.reports.status import JobStatus
+from overnight.reports.status import JobStatus, status_text
 
 
 def in_notebook() -> bool:

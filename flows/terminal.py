@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.shell import plain
+from flows.watching import watched
 from overnight.errors import JobError
 from overnight.ledger.run import Run
 from overnight.limits.prices import listed_rates
 from overnight.reports.plan import Plan
-from overnight.reports.status import JobRow, JobStatus, job_status
+from overnight.reports.status import JobRow, JobStatus, status_text
 from overnight.reports.summary import Summary
 from overnight.store.home import shown
 from overnight.text import counted_of, dollars, duration, printable
@@ -31,23 +31,12 @@ if TYPE_CHECKING:
     from overnight.reports.look import Look
     from overnight.reports.status import Sent
 
-_LOOK_SECONDS = 0.3
 _FIRST_ROWS = 5
 _MOST_MESSAGE = 160
 _MOST_CHARACTERS = 300
 _COMPARED_MODEL = ("gpt-4o-mini", "openai")
 _live: list[Progress] = []
 """Progress that is on the screen now."""
-
-
-def status_text(now: JobStatus) -> str:
-    """How far a run is, in a few words."""
-    if now.done:
-        return "joining the answers"
-    why = f", held back: {now.held[:60]}" if now.held and not now.open_batches else ""
-    more = f", {now.unsent:,} to be sent" if now.unsent else ""
-    bad = f", {now.in_trouble:,} in trouble: {(now.trouble or '')[:80]}" if now.in_trouble else ""
-    return f"{counted_of(now.open_batches, 'open batch')}{more}{why}{bad}"
 
 
 @contextmanager
@@ -75,27 +64,6 @@ def progress(run: Run, console: Console) -> Iterator[None]:
                 yield
         finally:
             _live.remove(bars)
-
-
-@contextmanager
-def watched(run: Run, show: Callable[[JobStatus], None]) -> Iterator[None]:
-    """Has shown how far a run is, again and again, while the block runs."""
-    ended = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(run, show, ended), daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
-
-
-def _watch(run: Run, show: Callable[[JobStatus], None], ended: threading.Event) -> None:
-    started = time.time()
-    while not ended.wait(_LOOK_SECONDS):
-        record = run.ledger.job(run.job.name)
-        if record is not None and record.built_at >= started:
-            show(job_status(run.job.name, run.ledger.shards(run.job.name), record.requests, record.stopped))
 
 
 def status_line(now: JobStatus) -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from overnight.answers.lines import ResultLine, read_result
 from overnight.providers.replies import TERMINAL, status_word
-from overnight.rows.lines import request_lines
+from overnight.rows.lines import custom_id_of, request_lines
 
 BODY = {"choices": [{"message": {"content": "hi"}}]}
 
@@ -147,3 +147,34 @@ def test_a_line_that_names_a_request_is_its_answer_whatever_else_it_holds(line: 
     read = read_result(line)
     assert read.custom_id == "a"
     assert read.unreadable
+
+
+@given(
+    st.text(alphabet="abc_-09", min_size=1),
+    st.permutations(["custom_id", "method", "url", "body"]),
+    st.booleans(),
+    st.text(alphabet='custom_id":\\{ x'),
+)
+def test_the_id_of_a_request_line_is_what_json_says_whoever_wrote_it(
+    custom_id: str, order: list[str], spaced: bool, prompt: str
+) -> None:
+    fields = {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": "/v1/x",
+        "body": {"prompt": prompt, "custom_id": "other"},
+    }
+    separators = (", ", ": ") if spaced else (",", ":")
+    line = json.dumps({name: fields[name] for name in order}, separators=separators).encode() + b"\n"
+    assert custom_id_of(line) == custom_id
+    (ours,) = request_lines("job", "/v1/x", [json.dumps({"prompt": prompt}).encode()]).lines
+    assert custom_id_of(ours) == json.loads(ours)["custom_id"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"custom_id":"\\u0061b","method":"POST"}', b'{"custom_id":"x","custom_id":"ab"}', b'{"custom_id": "ab"}'],
+    ids=["escaped", "twice", "spaced"],
+)
+def test_an_id_that_json_reads_otherwise_than_it_stands_is_read_as_json(line: bytes) -> None:
+    assert custom_id_of(line) == "ab"

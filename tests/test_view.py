@@ -18,7 +18,9 @@ import pytest
 
 from overnight.errors import JobError
 from overnight.ledger.run import Run, recorded_run
-from overnight.view.charts import charts
+from overnight.view.answers import compared
+from overnight.view.bundle import write_bundle
+from overnight.view.charts import charts, progress
 from overnight.view.details import details
 from overnight.view.rows import Ask, Filter, column_kinds, page
 from tests.conftest import ROOT, MakeJob
@@ -78,14 +80,14 @@ def test_a_page_knows_its_columns_and_refuses_others(table: Path) -> None:
 
 
 def test_a_row_has_its_request_its_attempts_and_what_to_do(ran: Run) -> None:
-    good, failed, unsent = (details(ran, row) for row in (0, 3, 4))
+    good, failed, unsent = (details(ran, [row])[0] for row in (0, 3, 4))
     assert good["request"]["messages"][-1]["content"] == "good"
     assert [one["verdict"] for one in good["attempts"]] == ["succeeded"]
     assert json.loads(good["attempts"][0]["raw"])["choices"]
     assert failed["attempts"][0]["error_code"] == failed["cells"]["error_code"] == "invalid_request"
     assert (unsent["attempts"], unsent["request"], unsent["cells"]["error_code"]) == ([], None, "null_input")
     with pytest.raises(JobError, match="there is no row 100"):
-        details(ran, 99)
+        details(ran, [99])
 
 
 def test_charts_count_every_row(ran: Run) -> None:
@@ -150,6 +152,61 @@ def test_beyond_this_machine_a_token_is_asked_for(ran: Run) -> None:
             assert browser.get(f"{bare}api/jobs").json()[0]["job"] == "texts"
 
 
+def test_charts_say_when_requests_were_answered(ran: Run) -> None:
+    points = progress(ran)
+    assert points[0]["verdicts"] == {}
+    assert sum(points[-1]["verdicts"].values()) == 4
+    assert [point["at"] for point in points] == sorted(point["at"] for point in points)
+
+
+def test_two_jobs_are_compared_row_by_row(ran: Run, make_job: MakeJob) -> None:
+    other = {**make_job(TEXTS), "name": "other", "model": "another"}
+    run_job(other, ran.home)
+    found = compared(ran, recorded_run("other", ran.home))
+    assert ([side["model"] for side in found["sides"]], found["total"], found["found"]) == (
+        ["some-model", "another"], 5, 0)  # fmt: skip
+
+
+def test_a_bundle_takes_the_place_of_a_bundle_and_of_nothing_else(ran: Run, tmp_path: Path) -> None:
+    assert write_bundle(ran.home, [], tmp_path / "site") == 5
+    assert write_bundle(ran.home, ["texts"], tmp_path / "site") == 5
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("kept")
+    with pytest.raises(JobError, match="holds other files"):
+        write_bundle(ran.home, ["texts"], tmp_path / "mine")
+    assert (tmp_path / "mine/notes.txt").read_text() == "kept"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_a_bundle_opens_from_a_disk(ran: Run, make_job: MakeJob, tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - only where there is a browser
+
+    run_job({**make_job(TEXTS), "name": "other", "model": "another"}, ran.home)
+    write_bundle(ran.home, [], tmp_path / "site")
+    wrong: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        looked = browser.new_page()
+        looked.on("pageerror", lambda error: wrong.append(str(error)))
+        looked.on("requestfailed", lambda one: wrong.append(one.url))
+        looked.goto((tmp_path / "site/index.html").as_uri() + "#texts")
+        looked.get_by_text("5 rows").wait_for()
+        looked.get_by_label("Search").fill("onerror")
+        looked.get_by_text("1 of 5 rows").wait_for()
+        looked.locator(".tabulator-row .tabulator-cell").first.click()
+        looked.get_by_role("heading", name="Attempt 1").wait_for()
+        assert HOSTILE in looked.locator("#row-body").inner_text()
+        looked.keyboard.press("Escape")
+        looked.get_by_role("tab", name="Charts").click()
+        looked.get_by_text("Requests answered over time").wait_for()
+        looked.get_by_role("tab", name="Compare").click()
+        looked.get_by_label("With").select_option("other")
+        looked.get_by_text("5 of 5 rows have the same answer").wait_for()
+        assert looked.title() == "texts · overnight"
+        browser.close()
+    assert wrong == []
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_person_filters_opens_a_row_and_sees_charts(shown: str, scheme: Any) -> None:
@@ -167,7 +224,7 @@ def test_a_person_filters_opens_a_row_and_sees_charts(shown: str, scheme: Any) -
         looked.get_by_text("5 rows").wait_for()
         looked.get_by_label("Search").fill("onerror")
         looked.get_by_text("1 of 5 rows").wait_for()
-        looked.locator(".tabulator-row").first.click()
+        looked.locator(".tabulator-row .tabulator-cell").first.click()
         looked.get_by_role("heading", name="Row 2").wait_for()
         assert HOSTILE in looked.locator("#row-body").inner_text()
         assert looked.locator("#row-body script, #row-body img").count() == 0

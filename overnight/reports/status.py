@@ -50,6 +50,16 @@ def status_of(run: Run) -> JobStatus:
     return job_status(run.job.name, shards, record.requests if record else 0, record.stopped if record else None)
 
 
+def status_text(now: JobStatus) -> str:
+    """How far a run is, in a few words."""
+    if now.done:
+        return "joining the answers"
+    why = f", held back: {now.held[:60]}" if now.held and not now.open_batches else ""
+    more = f", {now.unsent:,} to be sent" if now.unsent else ""
+    bad = f", {now.in_trouble:,} in trouble: {(now.trouble or '')[:80]}" if now.in_trouble else ""
+    return f"{counted_of(now.open_batches, 'open batch')}{more}{why}{bad}"
+
+
 def job_status(job: str, shards: Sequence[Shard], requests: int, stopped: str | None = None) -> JobStatus:
     """Adds a job's shards up."""
     waiting = [shard for shard in shards if not shard.settled]

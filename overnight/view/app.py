@@ -22,12 +22,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from overnight.errors import OvernightError
 from overnight.ledger.run import Run, recorded_run
-from overnight.reports.status import job_rows
+from overnight.view.answers import about, compared, jobs
 from overnight.view.charts import charts
 from overnight.view.details import details
-from overnight.view.rows import Ask, column_kinds, page
+from overnight.view.rows import Ask, page
 
-_STATIC = Path(__file__).with_name("static")
+STATIC = Path(__file__).with_name("static")
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _HEADERS: Final = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
@@ -89,39 +89,38 @@ def create_app(home: Path, token: str | None = None) -> Starlette:
     def run_of(request: Request) -> Run:
         return recorded_run(request.path_params["job"], home)
 
-    def about(request: Request) -> Any:
-        run = run_of(request)
-        joined = run.folder.joined.exists()
-        prefix = run.job.output.prefix
-        return {
-            "job": run.job.name, "model": run.job.model, "provider": run.job.provider.profile, "joined": joined,
-            "key": list(run.job.dataset.key), "prefix": prefix, "compare": run.job.report.compare,
-            "columns": column_kinds(run.folder.joined) if joined else {},
-        }  # fmt: skip
-
     def rows(request: Request) -> Any:
         ask = msgspec.json.decode(request.query_params.get("ask", "{}"), type=Ask)
         return page(run_of(request).folder.joined, ask)._asdict()
 
     async def front(_: Request) -> Response:
-        return Response((_STATIC / "index.html").read_bytes(), headers=_HEADERS, media_type="text/html")
+        return Response((STATIC / "index.html").read_bytes(), headers=_HEADERS, media_type="text/html")
 
     return Starlette(
         routes=[
             Route("/", front),
-            Route("/api/jobs", answer(lambda _: [one._asdict() for one in job_rows(home)])),
-            Route("/api/jobs/{job}", answer(about)),
+            Route("/api/jobs", answer(lambda _: jobs(home))),
+            Route("/api/jobs/{job}", answer(lambda r: about(run_of(r)))),
             Route("/api/jobs/{job}/rows", answer(rows)),
-            Route("/api/jobs/{job}/rows/{row:int}", answer(lambda r: details(run_of(r), r.path_params["row"]))),
+            Route("/api/jobs/{job}/rows/{row:int}", answer(lambda r: details(run_of(r), [r.path_params["row"]])[0])),
             Route("/api/jobs/{job}/charts", answer(lambda r: charts(run_of(r)))),
-            Mount("/static", StaticFiles(directory=_STATIC)),
+            Route(
+                "/api/jobs/{job}/compare/{other}",
+                answer(lambda r: compared(run_of(r), recorded_run(r.path_params["other"], home))),
+            ),
+            Mount("/static", StaticFiles(directory=STATIC)),
         ],
         middleware=[Middleware(Doorkeeper, token=token)],
     )
 
 
 def _json(value: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value, enc_hook=str), status, _HEADERS, "application/json")
+    return Response(as_json(value), status, _HEADERS, "application/json")
+
+
+def as_json(value: Any) -> bytes:
+    """What the page is given, with whatever JSON does not know as text."""
+    return msgspec.json.encode(value, enc_hook=str)
 
 
 def serve(home: Path, host: str, port: int, job: str | None, told: Callable[[str], None]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
+from overnight.ledger.records import Batch
 from overnight.ledger.run import Run
 from overnight.reports.agreement import agreement
 from overnight.reports.diagnosis import advice
@@ -12,11 +14,17 @@ from overnight.store.table import columns_of, one, opened, quoted
 
 _BINS = 24
 _MOST_VALUES = 12
+_MOST_POINTS = 300
 _NUMBERS = ("INTEGER", "BIGINT", "DOUBLE", "FLOAT")
 
 
 def charts(run: Run) -> dict[str, Any]:
-    """Distributions of a job's table: statuses, answers, typed fields, lengths, tokens, cost, errors, agreement."""
+    """Distributions of a job's table: statuses, answers, typed fields, lengths, tokens, cost, errors, agreement.
+
+    A job that has no table yet has what came in so far.
+    """
+    if not run.folder.joined.exists():
+        return {"progress": progress(run)}
     table, prefix = run.folder.joined, run.job.output.prefix
     seen = overview(table, prefix)
     with opened(table) as database:
@@ -34,7 +42,26 @@ def charts(run: Run) -> dict[str, Any]:
                 for title, expression in _measures(prefix, kinds).items()
             },
             **_compared(run),
+            "progress": progress(run),
         }  # fmt: skip
+
+
+def progress(run: Run) -> list[dict[str, Any]]:
+    """Requests by verdict as their batches ended: cumulative, in the order of time, from the first that was sent."""
+    batches = [batch for shard in run.ledger.shards(run.job.name) for batch in shard.batches if batch.submitted_at]
+    counted: Counter[str] = Counter()
+    points: list[dict[str, Any]] = (
+        [{"at": min(batch.submitted_at or 0 for batch in batches), "verdicts": {}}] if batches else []
+    )
+    for batch in sorted((batch for batch in batches if batch.ended_at and batch.verdicts), key=_ended):
+        counted.update(batch.verdicts or {})
+        points.append({"at": _ended(batch), "verdicts": dict(counted)})
+    step = -(-len(points) // _MOST_POINTS)
+    return points[:-1:step] + points[-1:] if points else []
+
+
+def _ended(batch: Batch) -> float:
+    return batch.ended_at or 0.0
 
 
 def _measures(prefix: str, kinds: dict[str, str]) -> dict[str, str]:

@@ -1,9 +1,10 @@
-"""One row: what was sent for it, and every attempt with its raw reply."""
+"""Opened rows: what was sent for each, and every attempt with its raw reply."""
 
 from __future__ import annotations
 
 import json
-import mmap
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,70 +13,92 @@ from overnight.errors import JobError
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.run import Run
 from overnight.reports.diagnosis import advice
-from overnight.store.table import FILE, columns_of, one, opened, quoted
+from overnight.rows.lines import BUFFER_BYTES, custom_id_of
+from overnight.store.table import FILE, NUMBER, columns_of, opened, quoted
 from overnight.text import when
 
 _PLAIN = frozenset({"BIGINT", "INTEGER", "DOUBLE", "BOOLEAN"})
 _MOST_RAW = 200_000
 """Characters of a raw reply."""
+_TOLD = ("verdict", "error_code", "error_message", "finish_reason", "model", "input_tokens", "output_tokens",
+         "cost_usd", "raw")  # fmt: skip
+Attempt = tuple[Shard, Batch]
 
 
-def details(run: Run, row: int) -> dict[str, Any]:
-    """A row of the joined table with all of its cells, its request, and its attempts, the oldest first.
+def details(run: Run, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Rows of the joined table with all of their cells, their requests, and their attempts, the oldest first.
+
+    Args:
+        run: the job.
+        numbers: of the rows, from 0.
 
     Raises:
-        JobError: there is no such row.
+        JobError: a row is not there.
     """
+    prefix = run.job.output.prefix
+    cells = _cells(run, numbers)
+    ids = {row[f"{prefix}custom_id"] for row in cells.values()} - {None}
+    results = _results(run, ids)
+    sent: dict[str, set[str]] = defaultdict(set)
+    for custom_id, tried in results.items():
+        for (shard, _), _ in tried:
+            sent[shard.file_name].add(custom_id)
+    requests: dict[str, Any] = {}
+    for file, wanted in sent.items():
+        requests |= _requests(run.folder.requests / file, wanted - set(requests))
+    return [
+        {
+            "row": number,
+            "cells": row,
+            "request": requests.get(row[f"{prefix}custom_id"]),
+            "attempts": [_told(*attempt, result) for attempt, result in results.get(row[f"{prefix}custom_id"], [])],
+            "advice": advice(code) if (code := row[f"{prefix}error_code"]) else "",
+        }
+        for number, row in cells.items()
+    ]
+
+
+def _cells(run: Run, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
     with opened(run.folder.joined) as database:
         kinds = columns_of(database)
         named = [quoted(name) if kind in _PLAIN else f"{quoted(name)}::varchar" for name, kind in kinds.items()]
-        found = one(database, f"select {', '.join(named)} from joined where file_row_number = ?", [row])  # noqa: S608 - quoted names
-    if not found:
-        raise JobError(f"there is no row {row + 1:,}")
-    cells = dict(zip(kinds, found, strict=True))
-    custom_id = cells[f"{run.job.output.prefix}custom_id"]
-    tried = _attempts(run, custom_id) if custom_id else []
-    code = cells[f"{run.job.output.prefix}error_code"]
-    return {
-        "row": row,
-        "cells": cells,
-        "request": next((body for shard, _ in tried if (body := _request(run, shard, custom_id)) is not None), None),
-        "attempts": [_told(run, shard, batch, custom_id) for shard, batch in tried],
-        "advice": advice(code) if code else "",
-    }
+        listed = ", ".join(map(str, numbers))
+        between = f"{NUMBER} between {min(numbers)} and {max(numbers)} and {NUMBER} in ({listed})"
+        query = f"select {NUMBER}, {', '.join(named)} from joined where {between} order by 1"  # noqa: S608 - numbers and quoted names
+        found = {row[0]: dict(zip(kinds, row[1:], strict=True)) for row in database.execute(query).fetchall()}
+    if absent := set(numbers) - set(found):
+        raise JobError(f"there is no row {min(absent) + 1:,}")
+    return found
 
 
-def _attempts(run: Run, custom_id: str) -> list[tuple[Shard, Batch]]:
-    """The collected attempts of a request: one look at the ids of all parts."""
+def _results(run: Run, ids: set[str]) -> dict[str, list[tuple[Attempt, dict[str, Any]]]]:
+    """The collected attempts of requests: one look at the ids of all parts, and one at those that hold some."""
     by_part = {
         str(part): (shard, batch)
         for shard in run.ledger.shards(run.job.name)
         for batch in shard.batches
         if (part := run.folder.results / part_name(shard, batch)).exists()
     }
-    if not by_part:
-        return []
+    found: dict[str, list[tuple[Attempt, dict[str, Any]]]] = defaultdict(list)
+    if not by_part or not ids:
+        return found
+    asked, marks = sorted(ids), ", ".join("?" * len(ids))
     with opened(*map(Path, by_part)) as database:
-        query = f"select {FILE} from joined where custom_id = ?"  # noqa: S608 - a name of ours
-        found = database.execute(query, [custom_id]).fetchall()
-    holding = {row[0] for row in found}
-    return [attempt for part, attempt in by_part.items() if part in holding]
+        query = f"select distinct {FILE} from joined where custom_id in ({marks})"  # noqa: S608 - names of ours
+        holding = {row[0] for row in database.execute(query, asked).fetchall()}
+    for path, attempt in by_part.items():
+        if path in holding:
+            with opened(Path(path)) as database:
+                kept = [name for name in _TOLD if name in columns_of(database)]
+                query = f"select custom_id, {', '.join(kept)} from joined where custom_id in ({marks})"  # noqa: S608 - the same
+                for custom_id, *values in database.execute(query, asked).fetchall():
+                    found[custom_id].append((attempt, dict(zip(kept, values, strict=True))))
+    return found
 
 
-def _result(part: Path, custom_id: str) -> dict[str, Any] | None:
-    names = ["verdict", "error_code", "error_message", "finish_reason", "model", "input_tokens", "output_tokens",
-             "cost_usd", "raw"]  # fmt: skip
-    with opened(part) as database:
-        there = columns_of(database)
-        kept = [name for name in names if name in there]
-        found = one(database, f"select {', '.join(map(quoted, kept))} from joined where custom_id = ?", [custom_id])  # noqa: S608 - names of ours
-    return dict(zip(kept, found, strict=True)) if found else None
-
-
-def _told(run: Run, shard: Shard, batch: Batch, custom_id: str) -> dict[str, Any]:
-    result = _result(run.folder.results / part_name(shard, batch), custom_id) or {}
-    raw = result.pop("raw", None)
-    took = (batch.ended_at or 0) - (batch.submitted_at or 0) if batch.ended_at and batch.submitted_at else None
+def _told(shard: Shard, batch: Batch, result: dict[str, Any]) -> dict[str, Any]:
+    raw = result.get("raw")
+    took = batch.ended_at - batch.submitted_at if batch.ended_at and batch.submitted_at else None
     return {
         **result, "attempt": shard.attempt, "file": shard.file_name, "batch": batch.batch_id,
         "submitted": when(batch.submitted_at), "ended": when(batch.ended_at), "seconds": took,
@@ -83,14 +106,15 @@ def _told(run: Run, shard: Shard, batch: Batch, custom_id: str) -> dict[str, Any
     }  # fmt: skip
 
 
-def _request(run: Run, shard: Shard, custom_id: str) -> Any:
-    """The body of a request as it was sent; None where the request file is gone."""
-    path = run.folder.requests / shard.file_name
-    if not path.exists() or not path.stat().st_size:
-        return None
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as lines:
-        at = lines.find(b'"custom_id":%b' % json.dumps(custom_id).encode())
-        if at < 0:
-            return None
-        start, end = lines.rfind(b"\n", 0, at) + 1, lines.find(b"\n", at)
-        return json.loads(lines[start : end if end >= 0 else len(lines)]).get("body")
+def _requests(path: Path, wanted: set[str]) -> dict[str, Any]:
+    """The bodies of requests as they were sent; without those whose request file is gone."""
+    found: dict[str, Any] = {}
+    if not wanted or not path.exists():
+        return found
+    with path.open("rb", BUFFER_BYTES) as lines:
+        for line in lines:
+            if (custom_id := custom_id_of(line)) in wanted:
+                found[custom_id] = json.loads(line).get("body")
+                if len(found) == len(wanted):
+                    break
+    return found
