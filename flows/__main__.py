@@ -571,7 +571,8 @@ def _run(opened: Run, console: Console, *, yes: bool, as_json: bool, elsewhere: 
     announce_server(console)
     with progress(opened, console), asked_by(lambda plan: ask(plan, console)):
         summary = run_batch(opened.job, home=str(opened.home), approve=yes)
-    sent = sent_since(opened.ledger.shards(opened.job.name), started)
+    names = [one.job.name for one in opened.variants().values()] or [opened.job.name]
+    sent = sent_since([shard for name in names for shard in opened.ledger.shards(name)], started)
     show_outcome(summary, sent, time.time() - started, console)
     show_overview(opened, summary, console)
     if elsewhere:
@@ -651,8 +652,9 @@ def _checked(opened: Run) -> Run:
     from overnight.builds.checks import check_run  # noqa: PLC0415
     from overnight.providers.connect import check_address  # noqa: PLC0415 - these take a second to import
 
-    check_run(opened)
-    check_address(opened)
+    for one in opened.variants().values() or [opened]:
+        check_run(one)
+        check_address(one)
     return opened
 
 

@@ -13,6 +13,7 @@ from flows.names import JobInput, label_run
 from flows.notebook import shown_progress
 from flows.pipeline import PATIENCE, Pipeline, job_flow
 from flows.states import as_result
+from flows.variants import run_variants
 from overnight.reports.summary import Summary
 from tasks.credentials import open_job
 
@@ -35,7 +36,10 @@ def run_batch(job: JobInput, dataset: Any = None, home: str | None = None, appro
         OvernightError: the job could not be run; says what to mend.
     """
     started = time.monotonic()
-    with Pipeline(open_job(job, dataset, home)) as pipeline, shown_progress(pipeline.run):
+    run = open_job(job, dataset, home)
+    if run.job.has_variants:
+        return as_result(run_variants(run, run_batch, approve=approve))
+    with Pipeline(run) as pipeline, shown_progress(pipeline.run):
         pipeline.prepare(approve=approve)
         go_on(pipeline)
         return as_result(pipeline.finish(started))

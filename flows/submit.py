@@ -9,6 +9,7 @@ from typing import Any
 
 from flows.names import JobInput, label_run
 from flows.pipeline import Pipeline, job_flow
+from flows.variants import submit_variants
 from overnight.reports.status import JobStatus, status_of
 from tasks.credentials import open_job
 
@@ -26,7 +27,10 @@ def submit_batch(job: JobInput, dataset: Any = None, home: str | None = None, ap
     Raises:
         OvernightError: the job could not be submitted; says what to mend.
     """
-    with Pipeline(open_job(job, dataset, home)) as pipeline:
+    run = open_job(job, dataset, home)
+    if run.job.has_variants:
+        return submit_variants(run, submit_batch, approve=approve)
+    with Pipeline(run) as pipeline:
         pipeline.prepare(approve=approve)
         with pipeline.lease() as owner:
             failure = pipeline.submit(owner)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from overnight.ledger.run import Run
-from overnight.reports.status import JobStatus, job_status
+from overnight.reports.status import JobStatus, job_status, together
 
 _LOOK_SECONDS = 0.3
 
@@ -28,7 +28,10 @@ def watched(run: Run, show: Callable[[JobStatus], None]) -> Iterator[None]:
 
 def _watch(run: Run, show: Callable[[JobStatus], None], ended: threading.Event) -> None:
     started = time.time()
+    runs = list(run.variants().values()) or [run]
     while not ended.wait(_LOOK_SECONDS):
-        record = run.ledger.job(run.job.name)
-        if record is not None and record.built_at >= started:
-            show(job_status(run.job.name, run.ledger.shards(run.job.name), record.requests, record.stopped))
+        records = [run.ledger.job(one.job.name) for one in runs]
+        built = [record for record in records if record is not None and record.built_at >= started]
+        if built:
+            each = [job_status(one.name, run.ledger.shards(one.name), one.requests, one.stopped) for one in built]
+            show(together(run.job.name, each))

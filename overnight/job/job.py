@@ -144,6 +144,23 @@ class Report(Part):
     """Rows with their answers, and rows without, that the page shows, picked at random; 0 keeps rows off the page."""
 
 
+class Variant(Part):
+    """What one variant of a job has of its own; all else is the job's."""
+
+    model: str | None = Field(default=None, min_length=1)
+    """Another model."""
+    provider: ProviderChoice | None = None
+    """Another provider, in place of the job's."""
+    parameters: dict[str, JsonValue] | None = None
+    """Parameters over the job's."""
+    task: dict[str, JsonValue] | None = None
+    """Fields over the task's, such as another `prompt` or `system`."""
+
+
+_LABEL = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}$"
+"""Of a variant: it names columns (`answer@label`)."""
+
+
 class Job(Part):
     """A dataset, a task, a model, a provider, and limits."""
 
@@ -155,6 +172,11 @@ class Job(Part):
     """What to ask of each row."""
     model: str | None = Field(default=None, min_length=1)
     """The model, as the provider names it. Only `raw` goes without: its bodies name theirs."""
+    models: tuple[Annotated[str, Field(pattern=_LABEL)], ...] = ()
+    """Several models in place of one: each answers all rows, and one table has their answers side by side."""
+    variants: dict[Annotated[str, Field(pattern=_LABEL)], Variant] = Field(default={})
+    """Several variants of the job by their labels, each with its own model, provider, parameters or fields of the task.
+    Limits hold for each."""
     parameters: dict[str, JsonValue] = Field(default={})
     """Put into every request body as they are: `temperature`, `max_tokens`, `reasoning_effort`, …"""
     provider: ProviderChoice = ProviderChoice()
@@ -174,6 +196,8 @@ class Job(Part):
 
     @model_validator(mode="after")
     def _model_where_needed(self) -> Job:
+        if self.models or self.variants:
+            return self._check_variants()
         if self.model is None and not isinstance(self.task, Raw):
             raise ValueError("a model is needed: model: NAME, as the provider calls it")
         if isinstance(self.task, Raw) and (self.model or self.parameters):
@@ -182,6 +206,23 @@ class Job(Part):
             return self
         check_parameters(self.task.url, self.parameters)
         return self
+
+    def _check_variants(self) -> Job:
+        """Each variant is checked whole, as a job, by who runs it."""
+        if isinstance(self.task, Raw):
+            raise ValueError("raw bodies name their own models: leave out models and variants")  # noqa: TRY004 - Pydantic's
+        if self.models and (self.model or self.variants):
+            raise ValueError("models stands in place of model and variants: give one of the three")
+        if len(set(self.models)) < len(self.models):
+            raise ValueError("models names one of them twice")
+        if self.model is None and not all(one.model for one in self.variants.values()):
+            raise ValueError("a model is needed: model: NAME, or one for each variant")
+        return self
+
+    @property
+    def has_variants(self) -> bool:
+        """Whether it stands for several jobs over the same rows (`overnight.job.variants.variant_jobs`)."""
+        return bool(self.models or self.variants)
 
     @property
     def is_request_file(self) -> bool:

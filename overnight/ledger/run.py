@@ -11,6 +11,7 @@ from overnight.errors import JobError
 from overnight.job.job import Job
 from overnight.job.jobfile import load_job
 from overnight.job.prompt import answer_of
+from overnight.job.variants import variant_jobs
 from overnight.ledger.database import Ledger, ledger_exists
 from overnight.ledger.records import Shard
 from overnight.ledger.states import State
@@ -41,6 +42,14 @@ class Run:
         """Whether any batch is known to be at the provider."""
         batches = [shard.open_batch for shard in self.ledger.shards(self.job.name) if not shard.settled]
         return any(batch is not None and batch.state is State.SUBMITTED for batch in batches)
+
+    def variants(self) -> dict[str, Run]:
+        """The runs that a job with `models` or `variants` stands for, by their labels; empty for a plain job.
+
+        Raises:
+            JobError: a variant is no valid job.
+        """
+        return {label: replace(self, job=job) for label, job in variant_jobs(self.job).items()}
 
     def rows(self) -> Rows:
         """The job's dataset, as far as `limits.max_rows`; a batch JSONL file comes as its lines."""

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -21,6 +22,7 @@ START_SECONDS = 120.0
 """The model takes 3 s to load, a cold disk and two busy cores a minute."""
 _lock = threading.Lock()
 _children: dict[Path, subprocess.Popen[bytes]] = {}
+_kept: list[Path] = []
 
 
 def local_endpoint(home: Path) -> str:
@@ -53,8 +55,21 @@ def serves(home: Path) -> bool:
     return child is not None and child.poll() is None
 
 
+@contextmanager
+def kept_running(home: Path) -> Iterator[None]:
+    """Keeps the home's endpoint, once it is started, while several jobs of this process share it."""
+    _kept.append(home)
+    try:
+        yield
+    finally:
+        _kept.remove(home)
+        stop_local_endpoint(home)
+
+
 def stop_local_endpoint(home: Path) -> None:
     """Stops the endpoint if this process started it; its batches go on at the next start."""
+    if home in _kept:
+        return
     with _lock:
         child = _children.pop(home / ".endpoint", None)
     if child is not None:

@@ -18,7 +18,7 @@ from overnight.ledger.database import ledger_exists
 from overnight.ledger.run import Run
 from overnight.limits.budget import spending
 from overnight.limits.hours import endpoint_hours
-from overnight.reports.plan import Plan, Unsendable, make_plan
+from overnight.reports.plan import Plan, Unsendable, joint_plan, make_plan
 from overnight.store.parquet import read_batches
 
 _SAMPLES = 3
@@ -59,8 +59,9 @@ def check_plan(run: Run) -> None:
     Raises:
         OvernightError: the first thing that has to be mended.
     """
-    require_batch_api(run.job.profile)
-    check_run(run)
+    for one in run.variants().values() or [run]:
+        require_batch_api(one.job.profile)
+        check_run(one)
 
 
 def plan_job(run: Run, add_up: Callable[[Run, Build, Path], Plan] = plan_of) -> Plan:
@@ -73,6 +74,8 @@ def plan_job(run: Run, add_up: Callable[[Run, Build, Path], Plan] = plan_of) -> 
     Raises:
         OvernightError: what `run_batch` would refuse before it sends anything, except the provider's own answer.
     """
+    if run.job.has_variants:
+        return joint_plan(run.job.name, {label: plan_job(one, add_up) for label, one in run.variants().items()})
     require_batch_api(run.job.profile)
     with tempfile.TemporaryDirectory(prefix="overnight-plan-") as folder:
         staging = Path(folder)

@@ -73,7 +73,9 @@ def usual_columns(run: Run) -> list[str]:
     asked = input_columns(run.job, run.rows().schema)
     compared = [run.job.report.compare] if run.job.report.compare else []
     typed = [name for name in there if name.startswith(run.job.output.prefix + "answer_") and "reasoning" not in name]
-    return [name for name in dict.fromkeys([*asked, *compared, *added[:2], *typed[:4], added[2]]) if name in there]
+    variants = [name for name in there if name.startswith(f"{run.job.output.prefix}answer@")]
+    wanted = [*asked, *compared, *added[:2], *variants, *typed[:4], added[2]]
+    return [name for name in dict.fromkeys(wanted) if name in there]
 
 
 def look(table: Path, columns: Sequence[str], *, where: str | None = None, limit: int = 20) -> Look:

@@ -192,3 +192,23 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> str:
     longest = max((len(ticks) for body in shown for ticks in re.findall("`+", body)), default=0)
     fence = "`" * max(3, longest + 1)  # a text of backticks stays inside
     return "## The first requests\n\n" + "\n\n".join(f"{fence}json\n{printable(body)}\n{fence}" for body in shown)
+
+
+def joint_plan(job: str, plans: Mapping[str, Plan]) -> Plan:
+    """The plan of a job's variants: what each costs and what all do, and the first of them whole."""
+    every = list(plans.values())
+    made, costs = [one.output_tokens for one in every], [one.cost_usd for one in every]
+    cost = None if None in costs else sum(one or 0.0 for one in costs)
+    most = None if None in made else sum(one or 0 for one in made)
+    rows = [
+        (inline(label), code(one.job), f"{one.sending:,}", f"{one.input_tokens:,}",
+         "unknown" if one.output_tokens is None else f"{one.output_tokens:,}", dollars(one.cost_usd))
+        for label, one in plans.items()
+    ]  # fmt: skip
+    sending, given = sum(one.sending for one in every), sum(one.input_tokens for one in every)
+    total = ("**all**", "", f"{sending:,}", f"{given:,}", "unknown" if most is None else f"{most:,}", dollars(cost))
+    head = ["variant", "job", "requests to send", "input tokens", "output tokens at most", "cost at most"]
+    text = "\n\n".join([f"# {job}", table(head, [*rows, total]), every[0].text])
+    return Plan(job, every[0].rows, every[0].unsendable, sum(one.requests for one in every),
+                sum(one.known for one in every), sending, sum(one.shards for one in every),
+                sum(one.bytes for one in every), given, most, cost, every[0].cost_source, text)  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +48,23 @@ def status_of(run: Run) -> JobStatus:
     record = run.ledger.job(run.job.name)
     shards = run.ledger.shards(run.job.name)
     return job_status(run.job.name, shards, record.requests if record else 0, record.stopped if record else None)
+
+
+def together(job: str, statuses: Iterable[JobStatus]) -> JobStatus:
+    """Several jobs as one: the variants of a job."""
+    each = list(statuses)
+    return JobStatus(
+        job,
+        sum(one.requests for one in each),
+        sum(one.answered for one in each),
+        sum(one.open_batches for one in each),
+        sum(one.unsent for one in each),
+        all(one.done for one in each),
+        next((one.held for one in each if one.held), None),
+        next((one.stopped for one in each if one.stopped), None),
+        sum(one.in_trouble for one in each),
+        next((one.trouble for one in each if one.trouble), None),
+    )
 
 
 def status_text(now: JobStatus) -> str:

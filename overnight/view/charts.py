@@ -29,7 +29,11 @@ def charts(run: Run) -> dict[str, Any]:
     seen = overview(table, prefix)
     with opened(table) as database:
         kinds = columns_of(database)
-        fields = [name for name in kinds if name.startswith(f"{prefix}answer_") and name != f"{prefix}answer_reasoning"]
+        fields = [
+            name
+            for name in kinds
+            if name.startswith((f"{prefix}answer_", f"{prefix}answer@")) and "reasoning" not in name
+        ]
         return {
             "statuses": [one_._asdict() for one_ in seen.statuses],
             "answers": [one_._asdict() for one_ in seen.answers],
@@ -68,9 +72,13 @@ def _measures(prefix: str, kinds: dict[str, str]) -> dict[str, str]:
     """What is measured of each row, as SQL."""
     measures = {"cost of a row, USD": quoted(f"{prefix}cost_usd"), "input tokens": quoted(f"{prefix}input_tokens"),
                 "output tokens": quoted(f"{prefix}output_tokens")}  # fmt: skip
-    if f"{prefix}answer" in kinds:
-        measures = {"length of an answer, characters": f"length({quoted(prefix + 'answer')})", **measures}
-    return measures
+    measures = {"length of an answer, characters": f"length({quoted(prefix + 'answer')})", **measures}
+    named = {"length of an answer, characters": "answer", "cost of a row, USD": "cost_usd"}
+    return {
+        title: expression
+        for title, expression in measures.items()
+        if prefix + named.get(title, title.replace(" ", "_")) in kinds
+    }
 
 
 def _field(database: Any, name: str, kind: str) -> dict[str, Any]:

@@ -37,8 +37,8 @@ def details(run: Run, numbers: Sequence[int]) -> list[dict[str, Any]]:
     """
     prefix = run.job.output.prefix
     cells = _cells(run, numbers)
-    ids = {row[f"{prefix}custom_id"] for row in cells.values()} - {None}
-    results = _results(run, ids)
+    named: dict[int, str] = {number: row.get(f"{prefix}custom_id") or "" for number, row in cells.items()}
+    results = _results(run, set(named.values()) - {""})
     sent: dict[str, set[str]] = defaultdict(set)
     for custom_id, tried in results.items():
         for (shard, _), _ in tried:
@@ -50,8 +50,8 @@ def details(run: Run, numbers: Sequence[int]) -> list[dict[str, Any]]:
         {
             "row": number,
             "cells": row,
-            "request": requests.get(row[f"{prefix}custom_id"]),
-            "attempts": [_told(*attempt, result) for attempt, result in results.get(row[f"{prefix}custom_id"], [])],
+            "request": requests.get(named[number]),
+            "attempts": [_told(*attempt, result) for attempt, result in results.get(named[number], [])],
             "advice": advice(code) if (code := row[f"{prefix}error_code"]) else "",
         }
         for number, row in cells.items()
