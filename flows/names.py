@@ -14,10 +14,17 @@ from prefect.client.schemas.objects import StateType
 from prefect.runtime import deployment, flow_run
 from pydantic import Field
 
+from overnight.job.form import JobForm
 from overnight.job.job import Job, ProviderChoice
 from overnight.ledger.run import Run
 
-JobFile = Annotated[str, Field(title="job file or name", description="The path of a job file on the worker's machine.")]
+JobFile = Annotated[
+    str, Field(title="job file", description="The path of a job file on the worker's machine; to cancel it, its name.")
+]
+WholeJob = Annotated[
+    dict[str, Any],
+    Field(title="whole job", description="All fields of a job file.", json_schema_extra={"required": ["name", "task"]}),
+]
 ProviderName = Annotated[
     str,
     Field(title="profile or job file", description="The name of a profile, or the path of a job file that names one."),
@@ -25,8 +32,8 @@ ProviderName = Annotated[
 if TYPE_CHECKING:
     JobInput = Job | dict[str, Any] | str
     ProviderInput = ProviderChoice | dict[str, Any] | str
-else:  # what the page makes its forms of: a dict from Python would be a third tab there, with a bare text box
-    JobInput = Job | JobFile
+else:  # what the page makes its forms of, the shortest first; it refuses what none of them takes
+    JobInput = JobFile | JobForm | WholeJob
     ProviderInput = ProviderChoice | ProviderName
 INTERRUPTED = "stopped by Ctrl-C; what was sent goes on at the provider, and the next run goes on with it"
 """The message of a run that ended so: it is a cancellation of the run, and not of its batches."""

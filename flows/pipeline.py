@@ -5,6 +5,7 @@ Killed between any two of them, the next flow goes on from there.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import shutil
 import time
@@ -66,14 +67,24 @@ def job_flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """The decorator of a flow that takes a job through its steps.
 
     Parameters are not validated by Prefect: it would copy a DataFrame, and word a job's mistakes without their lines.
+    Those that only Python can give (`Any`) are not in the form that a deployment's page makes of them.
     """
-    made = flow(
+    decorate = flow(
         name=name,
         flow_run_name=name_run,
         validate_parameters=False,
         task_runner=ThreadPoolTaskRunner(max_workers=_WORKERS),  # type: ignore[arg-type]  # Prefect's own; generics
     )
-    return lambda fn: made(ending_in_words(fn))
+
+    def made(fn: Callable[P, R]) -> Flow[P, R]:
+        decorated = decorate(ending_in_words(fn))
+        signature = inspect.signature(fn, eval_str=True)
+        fillable = [one for one in signature.parameters.values() if one.annotation is not Any]
+        shown = signature.replace(parameters=fillable)
+        decorated.__signature__ = shown  # type: ignore[attr-defined]  # what inspect, and so Prefect's form, goes by
+        return decorated
+
+    return made
 
 
 class Pipeline:

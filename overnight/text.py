@@ -69,6 +69,11 @@ def inline(text: Any) -> str:
     return plain.replace("://", "&#58;//").replace("www.", "www&#46;")
 
 
+def short_id(text: str) -> str:
+    """A provider's id as a graph has room for it: its beginning and its end."""
+    return text if len(text) <= 18 else f"{text[:11]}…{text[-4:]}"
+
+
 def code(text: Any) -> str:
     """An id as Markdown code."""
     return "`" + re.sub(r"[\s`]+", " ", printable(text)) + "`"

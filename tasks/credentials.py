@@ -13,6 +13,7 @@ from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
 from overnight.errors import Unauthorized
+from overnight.job.form import from_form, is_form
 from overnight.job.job import Job, ProviderChoice
 from overnight.job.jobfile import load_job
 from overnight.job.profiles import Profile, profile_names
@@ -69,7 +70,7 @@ def open_job(job: Any, dataset: Any = None, home: str | None = None) -> Run:
         OvernightError: as `overnight.run.open_run` does.
         Unauthorized: there is no block of the name that the job gives.
     """
-    read = load_job(job)
+    read = load_job(from_form(job) if is_form(job) else job)
     if (name := read.provider.credentials) is not None:
         block = load_credentials(name)
         read = read.model_copy(update={"provider": with_account(read.provider, block)})
@@ -103,6 +104,8 @@ def find_job(job: Any, home: str | None = None) -> Run:
     Raises:
         JobError: it was not built in this home.
     """
+    if is_form(job):
+        return recorded_run(str(job["name"]), home)
     if isinstance(job, Job | Mapping) or (isinstance(job, str) and Path(job).suffix in (".yaml", ".yml", ".json")):
         return recorded_run(load_job(job).name, home)
     return recorded_run(str(job), home)

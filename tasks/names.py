@@ -7,6 +7,8 @@ from typing import Any
 
 from prefect.runtime import task_run
 
+from overnight.text import short_id
+
 
 def span_name(verb: str, parameter: str) -> Callable[[], str]:
     """A task run's name: the verb, and the first and the last of what it takes.
@@ -27,4 +29,4 @@ def _label(item: Any) -> str:
     if (file_name := getattr(item, "file_name", None)) is not None:
         return str(file_name).removesuffix(".jsonl")
     batch = getattr(item, "batch", item)
-    return str(batch.batch_id)
+    return short_id(str(batch.batch_id))

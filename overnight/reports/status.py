@@ -13,7 +13,7 @@ from overnight.ledger.records import Batch, Shard
 from overnight.ledger.run import Run
 from overnight.ledger.states import AT_PROVIDER, State
 from overnight.store.home import JobFolder
-from overnight.text import counted_of, did_you_mean, duration
+from overnight.text import counted_of, did_you_mean, dollars, duration
 
 _MOST_ROWS = 300
 
@@ -137,6 +137,7 @@ def _row(shard: Shard, batch: Batch, now: float) -> dict[str, Any]:
         "age": duration(age),
         "expected": batch.trouble or ("ended" if ended else _expected(shard, batch, now)),
         "tokens": f"{tokens:,}" if tokens else f"about {shard.tokens:,}",
+        "cost": dollars(batch.cost_usd) if batch.cost_usd is not None else "–",
         "attempt": shard.attempt,
         "verdicts": ", ".join(f"{count:,} {verdict}" for verdict, count in verdicts.items()),
         "batch": batch.batch_id or "–",
@@ -153,7 +154,7 @@ def _waiting(shards: Sequence[Shard]) -> list[dict[str, Any]]:
         {
             "file": counted_of(len(mine), "batch"), "status": f"held back: {why}" if why else "to be sent",
             "done": f"0 of {sum(shard.requests for shard in mine):,}", "age": "–", "expected": "–",
-            "tokens": f"about {sum(shard.tokens for shard in mine):,}", "attempt": mine[0].attempt, "verdicts": "",
+            "tokens": f"about {sum(shard.tokens for shard in mine):,}", "cost": "–", "attempt": mine[0].attempt, "verdicts": "",
             "batch": "–",
         }
         for why, mine in groups.items()
