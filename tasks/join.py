@@ -138,10 +138,8 @@ class Joiner:
         for status, rows in _value_counts(added["status"]):
             tally.statuses[status] += rows
         failed = pc.not_equal(added["status"], "succeeded")
-        wrong = [added[name].filter(failed).to_pylist() for name in ("status", "error_code", "error_message")]
-        for number, status, code, message in zip(np.flatnonzero(failed).tolist(), *wrong, strict=True):
-            tally.errors[status, code or "unknown"] += 1
-            tally.examples.setdefault((status, code or "unknown"), (tally.rows - len(first) + number, message or ""))
+        wrong = (added[name].filter(failed).to_pylist() for name in ("status", "error_code"))
+        tally.errors.update((status, code or "unknown") for status, code in zip(*wrong, strict=True))
         tally.input_tokens += pc.sum(added["input_tokens"].filter(first)).as_py() or 0
         tally.output_tokens += pc.sum(added["output_tokens"].filter(first)).as_py() or 0
         tally.cached_tokens += pc.sum(added["cached_tokens"].filter(first)).as_py() or 0

@@ -12,7 +12,7 @@ from prefect.events import emit_event
 from overnight.ledger.records import Shard
 from overnight.ledger.run import Run
 from overnight.reports.agreement import agreement
-from overnight.reports.look import overview
+from overnight.reports.look import failures, overview
 from overnight.reports.report import billed, report_text
 from overnight.reports.summary import Summary, Tally
 from overnight.store.files import write_text
@@ -52,7 +52,7 @@ def write_report(run: Run, tally: Tally, seconds: float) -> Summary:
     shards = run.ledger.shards(job.name)
     summary = summarize(run, tally, shards, seconds)
     shares = overview(run.folder.joined, job.output.prefix).answers
-    text = report_text(summary, tally, shards, job, shares, agreement(run))
+    text = report_text(summary, tally, shards, job, shares, agreement(run), failures(run))
     write_text(run.folder.report, text)
     create_markdown_artifact(text, key=artifact_key("report", job.name), description=f"{job.name}: {summary.outcome}")
     if tally.samples:

@@ -1,5 +1,6 @@
 """The server as a process: one per directory, its address on disk, its keys, its clean ends."""
 
+import fcntl
 import json
 import signal
 import subprocess
@@ -9,6 +10,8 @@ import httpx2
 import openai
 import pytest
 
+from overnight.errors import Terminal
+from overnight.providers import local
 from tests.test_endpoint_support import client, command, endpoint, health
 
 
@@ -55,3 +58,18 @@ def test_a_missing_key_variable_is_said_before_anything_starts(tmp_path: Path) -
     ended = subprocess.run(command(tmp_path, *options), capture_output=True, text=True, check=False, timeout=30)
     assert ended.returncode == 1
     assert "export OVERNIGHT_NO_SUCH_KEY=<key>" in ended.stderr
+
+
+def test_an_endpoint_whose_folder_is_held_by_a_process_that_says_nothing_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "SILENT_SECONDS", 1.0)
+    data = tmp_path / ".endpoint"
+    data.mkdir()
+    with (data / "endpoint.lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("process 1\n")
+        lock.flush()
+        with pytest.raises(Terminal, match=r"held by another process, whose endpoint does not answer: .*process 1"):
+            local.local_endpoint(tmp_path)
+    assert len((data / "log.txt").read_text().splitlines()) <= 3

@@ -14,7 +14,7 @@ from overnight.job.job import Job, Report
 from overnight.job.profiles import Profile, profile_names
 from overnight.limits.prices import job_rates
 from overnight.reports.agreement import Agreement, Pair
-from overnight.reports.look import Look, Share
+from overnight.reports.look import Failure, Look, Share
 from overnight.reports.report import report_text
 from overnight.reports.summary import Summary, Tally
 from overnight.text import artifact_key, dollars, duration, table
@@ -54,15 +54,15 @@ def test_a_report_reconciles_and_names_errors_and_savings() -> None:
     tally = Tally(rows=10, requests=8)
     tally.statuses.update({"succeeded": 9, "failed": 1})
     tally.errors["failed", "null_input"] = 1
-    tally.examples["failed", "null_input"] = (7, "column 'x' is null")
+    failed = [Failure("failed", "null_input", 1, 7, "id=a|b", "column 'x' is null")]
     asked = job("openai", "gpt-4o-mini").model_copy(update={"report": Report(compare="expected")})
     differing = Look(["text", "expected", "answer"], [("x|<b>", "no", "yes")], 3, 9)
     pairs = [Pair("no", "no", 2), Pair("no", "yes", 3), Pair("yes", "yes", 4)]
     shares = [Share("yes", 7), Share("no", 2)]
-    text = report_text(summary(), tally, [], asked, shares, Agreement(9, 6, pairs, differing, []))
+    text = report_text(summary(), tally, [], asked, shares, Agreement(9, 6, pairs, differing, []), failed)
     for part in (
         "| succeeded | 9 | 90.0% |", "| **all rows** | 10 |", "**above** the bound of 5.0%", '"succeeded" : 9',
-        "| failed | null_input | 1 | 7 | column 'x' is null |", "**9 of 10 rows answered** (90.0%)", "| yes | 7 | 77.8% | ███████████████████████ |",
+        "| failed | null_input | 1 | 8 | id=a\\|b | column 'x' is null |", "**9 of 10 rows answered** (90.0%)", "| yes | 7 | 77.8% | ███████████████████████ |",
         "**6 of 9 answers agree** (66.7%)", "| **no** | 2 | 3 |", "| **yes** | 0 | 4 |", "| x\\|&lt;b> | no | yes |",
         "$0.50 (genai-prices, batch price)", "| in real time | $1.00: $0.50 saved |",
     ):  # fmt: skip

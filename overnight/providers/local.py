@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -20,6 +21,11 @@ from overnight.store.files import make_private
 
 START_SECONDS = 120.0
 """The model takes 3 s to load, a cold disk and two busy cores a minute."""
+SILENT_SECONDS = 15.0
+"""How long another process' endpoint may say nothing: it listens before it loads its model."""
+_AGAIN_SECONDS = 2.0
+_LOCKED = 3
+"""The exit code of an endpoint whose folder another one holds."""
 _lock = threading.Lock()
 _children: dict[Path, subprocess.Popen[bytes]] = {}
 _kept: list[Path] = []
@@ -31,20 +37,28 @@ def local_endpoint(home: Path) -> str:
     It serves from `<home>/.endpoint`, so that its batches outlive it. Another process of this home may have started it.
 
     Raises:
-        Terminal: it ends at once, or is not ready within two minutes; names its log.
+        Terminal: it ends at once, another process holds its folder and answers nothing, or it is not ready within two
+            minutes; names its log.
     """
     with _lock:
         data = home / ".endpoint"
         if address := _answering(data):
             return address
         make_private(data)
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if data not in _children or _children[data].poll() is not None:
-                _children[data] = _start(data)
+        begun, silent_since = time.monotonic(), None
+        if data not in _children or _children[data].poll() is not None:
+            _start_anew(data)
+        while (now := time.monotonic()) < begun + START_SECONDS:
             if address := _answering(data):
                 return address
-            _check_child(_children[data], data)
+            if _is_locked_out(_children[data], data):
+                silent_since = None if _health(data) else silent_since or now
+                if silent_since and now > silent_since + SILENT_SECONDS:
+                    held = f"{data} is held by another process, whose endpoint does not answer"
+                    _stop(_children.pop(data))
+                    raise Terminal(f"{held}: {_last_line(data)}")
+                time.sleep(_AGAIN_SECONDS)
+                _start_anew(data)  # the other one may have ended meanwhile
             time.sleep(0.1)
         raise Terminal(f"the embedded endpoint is not ready after {START_SECONDS:.0f} s; its log: {data / 'log.txt'}")
 
@@ -77,12 +91,24 @@ def stop_local_endpoint(home: Path) -> None:
 
 
 def _answering(data: Path) -> str | None:
+    health = _health(data)
+    return health["address"] if health and health.get("ready") else None
+
+
+def _health(data: Path) -> dict[str, Any] | None:
+    """What the endpoint of a folder says of itself; None where none answers."""
     try:
         address = str(json.loads((data / "endpoint.json").read_text())["url"])
-        health = httpx2.get(address.removesuffix("/v1") + "/healthz", timeout=5).json()
+        health: dict[str, Any] = httpx2.get(address.removesuffix("/v1") + "/healthz", timeout=5).json()
     except (OSError, ValueError, KeyError, httpx2.HTTPError):
         return None
-    return address if health.get("ready") else None
+    return {**health, "address": address}
+
+
+def _start_anew(data: Path) -> None:
+    if data in _children:
+        _stop(_children[data])
+    _children[data] = _start(data)
 
 
 def _start(data: Path) -> subprocess.Popen[bytes]:
@@ -105,12 +131,21 @@ def endpoint_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "OMP_WAIT_POLICY": "passive"}
 
 
-def _check_child(child: subprocess.Popen[bytes], data: Path) -> None:
+def _is_locked_out(child: subprocess.Popen[bytes], data: Path) -> bool:
+    """Whether it ended since another process' endpoint has the folder, which should answer soon.
+
+    Raises:
+        Terminal: it ended for any other reason.
+    """
     code = child.poll()
-    if code is None or code == 3:  # 3: another process' endpoint has the folder, and will answer soon
-        return
+    if code in (None, _LOCKED):
+        return code == _LOCKED
+    raise Terminal(f"the embedded endpoint ended with code {code}: {_last_line(data)}")
+
+
+def _last_line(data: Path) -> str:
     lines = (data / "log.txt").read_text(errors="replace").strip().splitlines()
-    raise Terminal(f"the embedded endpoint ended with code {code}: {lines[-1] if lines else 'no message'}")
+    return lines[-1] if lines else "no message"
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

@@ -13,6 +13,7 @@ from overnight.errors import JobError
 from overnight.ledger.database import Ledger, ledger_exists
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.run import Run, all_shards, recorded_run
+from overnight.reports.look import failures
 from overnight.store.parquet import read_batches
 from overnight.text import code, duration, inline, table
 
@@ -125,7 +126,16 @@ def diagnosis_of(name: str, home: Path) -> str:
         JobError: the ledger knows neither.
     """
     run, batches = find_batches(name, home)
-    return diagnosis_text(name, batches, grouped(_results(run, batches)))
+    text = diagnosis_text(name, batches, grouped(_results(run, batches)))
+    if name != run.job.name or not run.folder.joined.exists() or not (unsent := failures(run, unsent=True)):
+        return text
+    rows = [
+        (inline(one.code), f"{one.rows:,}", f"{one.first + 1:,}", inline(one.key) or "–", inline(one.message[:300]),
+         advice(one.code))
+        for one in unsent
+    ]  # fmt: skip
+    head = ["code", "rows", "first row", "its key", "its message", "what to do"]
+    return f"{text}\n## Rows that were never sent\n\n{table(head, rows)}\n"
 
 
 def find_batches(name: str, home: Path) -> tuple[Run, list[tuple[Shard, Batch]]]:

@@ -53,6 +53,43 @@ class Overview(NamedTuple):
     """Error code, rows, and the message of one; the commonest first."""
 
 
+class Failure(NamedTuple):
+    """Rows without an answer, for one reason."""
+
+    status: str
+    code: str
+    rows: int
+    first: int
+    """The number of the first of them, from 0."""
+    key: str
+    """Its key, as `id=7`; empty where the dataset has none."""
+    message: str
+
+
+def failures(run: Run, *, unsent: bool = False, limit: int = 30) -> list[Failure]:
+    """Why rows of a joined table have no answer, the commonest reason first.
+
+    Args:
+        run: the job.
+        unsent: only rows that were never sent.
+        limit: how many reasons.
+    """
+    prefix = run.job.output.prefix
+    status, code, message, custom_id = (
+        quoted(prefix + name) for name in ("status", "error_code", "error_message", "custom_id")
+    )
+    parts = [f"concat({text(name + '=')}, {quoted(name)}::varchar)" for name in run.job.dataset.key]
+    key = f"concat_ws(', ', {', '.join(parts)})" if parts else "''"
+    only = f"and {custom_id} is null" if unsent else ""
+    with opened(run.folder.joined) as database:
+        found = database.execute(f"""
+            select {status}, coalesce({code}, 'unknown'), count(*), min({NUMBER}), arg_min({key}, {NUMBER}),
+                   coalesce(arg_min({message}, {NUMBER}), '')
+            from joined where {status} <> 'succeeded' {only} group by 1, 2 order by 3 desc, 1, 2 limit {int(limit)}
+        """).fetchall()  # noqa: S608 - quoted names
+    return [Failure(*row) for row in found]
+
+
 def joined_table(run: Run) -> Path:
     """The joined table of a job.
 

@@ -16,7 +16,7 @@ from overnight.limits.budget import batch_cost, spending
 from overnight.limits.hours import given_text
 from overnight.limits.prices import job_rates
 from overnight.reports.agreement import Agreement
-from overnight.reports.look import Share
+from overnight.reports.look import Failure, Share
 from overnight.reports.summary import Summary, Tally
 from overnight.store.home import shown
 from overnight.text import code, counted_of, dollars, duration, inline, table
@@ -24,7 +24,6 @@ from overnight.text import code, counted_of, dollars, duration, inline, table
 _MOST_BATCHES = 200
 _MOST_BARS = 40
 _SLOWEST = 5
-_MOST_ERRORS = 30
 _BAR = 30
 """Characters of the longest bar."""
 _GREEN, _RED, _ORANGE, _GREY, _BLUE, _TEXT = "#3fa34d", "#d64545", "#e0912f", "#8a8f98", "#4c7bd9", "#9aa4b2"
@@ -58,7 +57,7 @@ class Attempt(NamedTuple):
 
 def report_text(
     summary: Summary, tally: Tally, shards: Sequence[Shard], job: Job, shares: Sequence[Share] = (),
-    compared: Agreement | None = None,
+    compared: Agreement | None = None, failed: Sequence[Failure] = (),
 ) -> str:  # fmt: skip
     """The whole report: what a person asks first stands first.
 
@@ -69,6 +68,7 @@ def report_text(
         job: what was asked.
         shares: the commonest answers and their rows, where answers repeat.
         compared: how the answers agree with the expected ones.
+        failed: why rows have no answer.
     """
     attempts = [Attempt(shard, batch) for shard in shards for batch in shard.batches]
     files = [("joined table", summary.joined), ("rows without an answer", summary.failed_rows)]
@@ -78,7 +78,7 @@ def report_text(
         _answers(shares, summary.succeeded),
         _agreement(compared, job),
         _rows(tally),
-        _errors(tally),
+        _errors(failed),
         _money(summary, tally, job, attempts),
         _batches(attempts, job),
         _held(shards),
@@ -179,14 +179,17 @@ def _confusion(found: Agreement) -> str:
     return table(["expected ↓ answered →", *map(inline, given)], rows)
 
 
-def _errors(tally: Tally) -> str:
-    if not tally.errors:
+def _errors(failed: Sequence[Failure]) -> str:
+    if not failed:
         return ""
-    rows = []
-    for (status, error), count in tally.errors.most_common(_MOST_ERRORS):
-        row, message = tally.examples.get((status, error), (None, ""))
-        rows.append((status, inline(error), f"{count:,}", "–" if row is None else f"{row:,}", inline(message[:200])))
-    return "## Errors\n\n" + table(["status", "error_code", "rows", "first row, from 0", "its message"], rows)
+    keyed = any(one.key for one in failed)
+    rows = [
+        (one.status, inline(one.code), f"{one.rows:,}", f"{one.first + 1:,}", *([inline(one.key)] if keyed else []),
+         inline(one.message[:200]))
+        for one in failed
+    ]  # fmt: skip
+    head = ["status", "error_code", "rows", "first row", *(["its key"] if keyed else []), "its message"]
+    return "## Errors\n\n" + table(head, rows)
 
 
 def _money(summary: Summary, tally: Tally, job: Job, attempts: Sequence[Attempt]) -> str:

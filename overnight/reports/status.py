@@ -154,8 +154,8 @@ def _waiting(shards: Sequence[Shard]) -> list[dict[str, Any]]:
         {
             "file": counted_of(len(mine), "batch"), "status": f"held back: {why}" if why else "to be sent",
             "done": f"0 of {sum(shard.requests for shard in mine):,}", "age": "–", "expected": "–",
-            "tokens": f"about {sum(shard.tokens for shard in mine):,}", "cost": "–", "attempt": mine[0].attempt, "verdicts": "",
-            "batch": "–",
+            "tokens": f"about {sum(shard.tokens for shard in mine):,}", "cost": "–", "attempt": mine[0].attempt,
+            "verdicts": "", "batch": "–",
         }
         for why, mine in groups.items()
     ]  # fmt: skip

@@ -33,8 +33,6 @@ class Tally:
     """Rows by status."""
     errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Rows by status and error code."""
-    examples: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
-    """For each of these, its first row (from 0) and the message there."""
     new_rows: int = 0
     """Rows that came into the dataset since it was built: they are not in the table."""
     samples: str | None = None
