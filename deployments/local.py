@@ -87,15 +87,18 @@ def up() -> None:
     server = Service(state, "server")
     if server.pid is None and _taken(port):
         sys.exit(f"port {port} is in use by another process: set {_PORT_VARIABLE} to a free one")
+    _say("the Prefect server (half a minute the first time)")
     server.start([_tool("prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)], environment)
     if not _until(lambda: _healthy(url), _START_SECONDS):
         sys.exit(f"the Prefect server does not answer; its log: {server.log}")
     (state / "address.json").write_text(json.dumps({"page": url, "api": f"{url}/api"}))
     prefect = _tool("prefect")
+    _say("the work pool, the deployments, the automations and the block type")
     _run([prefect, "work-pool", "create", "overnight", "--type", "process", "--overwrite"], environment)
     _run([prefect, "--no-prompt", "deploy", "--prefect-file", "deployments/prefect.yaml", "--all"], environment)
     _run([sys.executable, "-m", "deployments.automations"], environment)
     _run([_tool("overnight"), "register"], environment)
+    _say("a worker, and the embedded endpoint")
     worker = [prefect, "worker", "start", "--pool", "overnight", "--name", "local"]
     Service(state, "worker").start(worker, environment)
     data = str(home_path() / ".endpoint")
@@ -113,6 +116,10 @@ def down() -> None:
         if Service(state, name).stop():
             print(f"stopped the {name}")  # noqa: T201 - it is the output
     (state / "address.json").unlink(missing_ok=True)
+
+
+def _say(what: str) -> None:
+    print(f"starting {what}", flush=True)  # noqa: T201 - it is the output
 
 
 def _state() -> Path:

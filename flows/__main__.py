@@ -146,6 +146,7 @@ def run(job: Path, *, options: SendOptions = SendOptions()) -> int:
     """
 
     def command(console: Console) -> int:
+        _say_begun(console, job)
         return _run(options.open(job), console, yes=options.yes, as_json=options.json)
 
     return under_prefect(command, as_json=options.json, verbose=options.verbose, arrow=False)
@@ -160,6 +161,7 @@ def submit(job: Path, *, options: SendOptions = SendOptions()) -> int:
     """
 
     def command(console: Console) -> int:
+        _say_begun(console, job)
         opened = _checked(options.open(job))
         from flows.approval import asked_by  # noqa: PLC0415 - Prefect takes seconds to import
         from flows.submit import submit_batch  # noqa: PLC0415
@@ -579,6 +581,11 @@ def _run(opened: Run, console: Console, *, yes: bool, as_json: bool, elsewhere: 
         show_elsewhere(summary, console)
     printed(summary.as_json(), as_json=as_json)
     return OK if summary.within_bounds else TOO_MANY_FAILED
+
+
+def _say_begun(console: Console, job: Path) -> None:
+    """The first line: Prefect and the provider's SDK take seconds to import."""
+    console.print(f"{plain(job)}: checking the job, its dataset and its provider", style="dim", soft_wrap=True)
 
 
 def _plan(opened: Run, console: Console, *, as_json: bool) -> int:
