@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install try test check format bench mutants soak lock schema up down clean
+.PHONY: help install try test check format bench mutants soak docs lock schema up down clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/'
@@ -51,6 +51,9 @@ mutants: install ## take each protection away in turn and print which test notic
 
 soak: install ## kill jobs at 200 random moments and count what was billed
 	$(BIN)/python -m tests.benchmarks.soak
+
+docs: install ## build the site of docs/ into build/site
+	$(BIN)/zensical build --strict --clean
 
 lock: ## resolve pyproject.toml anew into requirements.lock (needs uv)
 	uv pip compile pyproject.toml --universal --all-extras --generate-hashes --no-header -o requirements.lock
