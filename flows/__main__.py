@@ -109,12 +109,12 @@ class ProviderOptions(Common):
 @app.command(name="try")
 def try_(*, options: Common = Common()) -> int:
     """Run the example job on the embedded model and show the answers: no key, no cost, two minutes."""
-    checkout = Path(__file__).parent.parent
+    example = Path(__file__).with_name("example")
 
     def command(console: Console) -> int:
         from overnight.job.jobfile import load_job  # noqa: PLC0415 - pydantic is not for every command
 
-        job = load_job(checkout / "data/jobs/reviews.yaml", [f"dataset.path={checkout / 'data/samples/reviews.csv'}"])
+        job = load_job(example / "reviews.yaml", [f"dataset.path={example / 'reviews.csv'}"])
         return _run(_opened(job, options.home), console, yes=True, as_json=options.json, elsewhere=True)
 
     return under_prefect(command, as_json=options.json, verbose=options.verbose)

