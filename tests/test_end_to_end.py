@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,7 +66,8 @@ def test_the_outcome_adds_up(tried: tuple[Path, dict[str, Any], str]) -> None:
         assert part in shown
     report = Path(outcome["joined"]).with_name("report.md").read_text()
     assert "| **all rows** | 72 |" in report
-    assert "**Agreement** with `expected`" in report
+    assert "## Agreement with `expected`" in report
+    assert re.search(r"\| negative \| \d+ \| [\d.]+% \| █+ \|", report)
 
 
 def test_a_second_run_sends_nothing(tried: tuple[Path, dict[str, Any], str]) -> None:

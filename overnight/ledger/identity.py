@@ -73,7 +73,9 @@ def _disagreement(mark: FolderMark | None, record: FolderRecord | None, ledger: 
     """
     if mark is None:
         return (
-            "has no mark of the ledger, though it was sent from it: is it another folder?" if record and sent else None
+            "has no mark of the ledger, though the job was sent from there (was it moved away?)"
+            if record and sent
+            else None
         )
     if mark.ledger != ledger:
         return "was sent by another ledger than this one (OVERNIGHT_LEDGER_URL, or a ledger.db of another home?)"
