@@ -7,6 +7,7 @@ import time
 
 from flows.names import JobInput, held_job
 from flows.pipeline import Pipeline, job_flow
+from flows.variants import cancel_variants
 from overnight.reports.status import JobStatus, status_of
 from tasks.credentials import find_job
 
@@ -30,7 +31,10 @@ def cancel_batch(job: JobInput, home: str | None = None, cancelled_run: str | No
     """
     started = time.monotonic()
     until = started + CANCELLING_SECONDS
-    with Pipeline(find_job(job, home)) as pipeline:
+    run = find_job(job, home)
+    if run.job.has_variants:
+        return cancel_variants(run, cancel_batch)
+    with Pipeline(run) as pipeline:
         if cancelled_run and not held_job(cancelled_run, pipeline.run.job.name):
             logger.info("run %s was cancelled before it held the job: nothing is cancelled", cancelled_run)
             return status_of(pipeline.run)

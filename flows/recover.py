@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flows.names import JobInput
 from flows.pipeline import Pipeline, job_flow
+from overnight.errors import JobError
 from overnight.ledger.database import Ledger
 from overnight.store.home import home_path
 from tasks.credentials import open_job_or_record
@@ -26,5 +27,11 @@ def recover_job(job: JobInput, home: str | None = None, unsent: bool = False, sa
         ProviderError: the provider does not list its batches.
     """
     Ledger.of(home_path(home), anew=True)
-    with Pipeline(open_job_or_record(job, home)) as pipeline, pipeline.lease(checked=False):
+    run = open_job_or_record(job, home)
+    if run.job.has_variants:
+        names = ", ".join(one.job.name for one in run.variants().values())
+        raise JobError(
+            f"{run.job.name} has variants, each a job of its own: recover those ({names}), then run it again"
+        )
+    with Pipeline(run) as pipeline, pipeline.lease(checked=False):
         return recover_batches(pipeline.run, unsent=unsent, same_account=same_account)

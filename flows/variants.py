@@ -69,6 +69,24 @@ def submit_variants(run: Run, submit_one: Callable[..., Any], *, approve: bool) 
     )
 
 
+def cancel_variants(run: Run, cancel_one: Callable[..., Any]) -> JobStatus:
+    """Cancels all variants that were built; what they answered is joined, each by itself.
+
+    Args:
+        run: a job with variants.
+        cancel_one: `cancel_batch`.
+
+    Raises:
+        JobError: none of them was built.
+        Exception: what stopped the first that failed.
+    """
+    built = {label: one for label, one in run.variants().items() if run.ledger.job(one.job.name) is not None}
+    if not built:
+        raise JobError(f"no variant of {run.job.name} was built in {run.home}")
+    found = for_all(built, run, lambda one: cancel_one(one.job.name, str(one.home)))
+    return together(run.job.name, found.values())
+
+
 def for_all(runs: Mapping[str, Run], run: Run, act: Callable[[Run], R]) -> dict[str, R]:
     """Does the same for all variants at once; the embedded endpoint serves until the last is done."""
     with ExitStack() as stack:

@@ -101,13 +101,16 @@ def check_block(profile: Profile, block: BatchProvider, name: str) -> None:
 def find_job(job: Any, home: str | None = None) -> Run:
     """A job that was built before, by its name, its fields or its file; as the ledger has it.
 
+    One with variants is as its file says: the ledger has the variants, and itself only once their answers are combined.
+
     Raises:
         JobError: it was not built in this home.
     """
     if is_form(job):
         return recorded_run(str(job["name"]), home)
     if isinstance(job, Job | Mapping) or (isinstance(job, str) and Path(job).suffix in (".yaml", ".yml", ".json")):
-        return recorded_run(load_job(job).name, home)
+        read = load_job(job)
+        return open_run(read, home=home) if read.has_variants else recorded_run(read.name, home)
     return recorded_run(str(job), home)
 
 

@@ -15,6 +15,7 @@ from overnight.errors import JobError
 from overnight.job.jobfile import load_job
 from overnight.job.variants import variant_jobs, variant_name
 from overnight.ledger.run import recorded_run
+from overnight.reports.diagnosis import diagnosis_of
 from overnight.reports.dry_run import plan_job
 from overnight.reports.look import look, overview, usual_columns
 from overnight.view.charts import charts
@@ -99,6 +100,7 @@ def test_all_variants_answer_and_stand_side_by_side_and_a_rerun_pays_nothing(
     assert provider_server.books()["billed"] == billed
 
     run = recorded_run("texts", home)
+    assert diagnosis_of("texts", tmp_path / "home").count("# Rows that were never sent") == 2
     assert look(summary.joined, usual_columns(run)).columns == [
         "text", "status", "answer@one", "answer@two", "error_code"]  # fmt: skip
     assert overview(summary.joined).statuses[0].value == "failed"
@@ -128,3 +130,27 @@ def test_a_name_that_a_plain_job_has_is_refused(make_job: MakeJob, tmp_path: Pat
     del job["model"]
     with pytest.raises(JobError, match="was run without variants before"):
         run_batch(job, home=home)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_variants_are_submitted_swept_and_cancelled_as_jobs_of_their_own(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    from flows.cancel import cancel_batch  # noqa: PLC0415 - Prefect's import takes seconds
+    from flows.recover import recover_job  # noqa: PLC0415
+    from flows.run import run_batch  # noqa: PLC0415
+    from flows.submit import submit_batch  # noqa: PLC0415
+
+    home = str(tmp_path / "home")
+    job = make_job(["a", "b"], models=["one", "two"])
+    del job["model"]
+    with pytest.raises(JobError, match="no variant of texts was built"):
+        cancel_batch(job, home)
+    with pytest.raises(JobError, match=r"recover those \(texts-one, texts-two\)"):
+        recover_job(job, home)
+    provider_server.order(default={"polls": 1000})
+    now = submit_batch(job, home=home)
+    assert (now.job, now.requests, now.open_batches) == ("texts", 4, 2)
+    assert cancel_batch(job, home).done
+    provider_server.order(default={"polls": 0})
+    assert run_batch(job, home=home).succeeded == 2

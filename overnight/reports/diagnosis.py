@@ -126,6 +126,8 @@ def diagnosis_of(name: str, home: Path) -> str:
         JobError: the ledger knows neither.
     """
     run, batches = find_batches(name, home)
+    if run.job.has_variants:
+        return "\n".join(diagnosis_of(one.job.name, home) for one in run.variants().values())
     text = diagnosis_text(name, batches, grouped(_results(run, batches)))
     if name != run.job.name or not run.folder.joined.exists() or not (unsent := failures(run, unsent=True)):
         return text
