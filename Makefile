@@ -28,7 +28,7 @@ try: install ## run the example job on the embedded model and show the answers
 	@$(BIN)/overnight try
 
 test: install ## all tests, two at a time
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: install ## lint, formatting, types, import rules
 	$(BIN)/ruff check .

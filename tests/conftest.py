@@ -22,6 +22,15 @@ hypothesis_settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis_settings.load_profile("repeatable")
 
 
+SLOWEST = ("test_deployments.py", "test_end_to_end.py", "test_model.py", "test_crash_flow.py", "test_management.py")
+"""Files whose tests take minutes together: they begin first, so that no worker is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the slowest files first; the others stay in their order."""
+    items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
+
+
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Prefect server for all tests that run flows."""

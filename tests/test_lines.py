@@ -173,8 +173,8 @@ def test_the_id_of_a_request_line_is_what_json_says_whoever_wrote_it(
 
 @pytest.mark.parametrize(
     "line",
-    [b'{"custom_id":"\\u0061b","method":"POST"}', b'{"custom_id":"x","custom_id":"ab"}', b'{"custom_id": "ab"}'],
-    ids=["escaped", "twice", "spaced"],
+    [b'{"custom_id":"\\u0061b","method":"POST"}', b'{"custom_id": "ab"}', b'{"url":"/v1/x","custom_id":"ab"}'],
+    ids=["escaped", "spaced", "later"],
 )
 def test_an_id_that_json_reads_otherwise_than_it_stands_is_read_as_json(line: bytes) -> None:
     assert custom_id_of(line) == "ab"

@@ -603,3 +603,13 @@ def test_a_schema_file_that_changed_is_another_definition(
 def test_the_embedded_endpoint_sees_no_settings_of_an_endpoint_that_may_cost() -> None:
     given = {"PATH": "/bin", "OVERNIGHT_ENDPOINT_UPSTREAM": "https://api.example", "OVERNIGHT_HOME": "/runs"}
     assert endpoint_environment(given) == {"PATH": "/bin", "OVERNIGHT_HOME": "/runs", "OMP_WAIT_POLICY": "passive"}
+
+
+def test_a_request_line_that_names_two_ids_is_refused(make_job: MakeJob, tmp_path: Path) -> None:
+    body = '"method": "POST", "url": "/v1/chat/completions", "body": {"model": "m", "messages": []}'
+    path = tmp_path / "two.jsonl"
+    path.write_text(f'{{"custom_id": "a", {body}}}\n{{"custom_id":"b", "custom_id":"c", {body}}}\n')
+    job = make_job([], task={"kind": "raw"}, dataset={"path": str(path)})
+    del job["model"]
+    with pytest.raises(InvalidRequests, match=r"two\.jsonl:2: custom_id stands in it twice"):
+        run_job(job, tmp_path / "home")

@@ -19,7 +19,7 @@ from overnight.job.prompt import compile_prompt
 from overnight.job.task import Raw
 from overnight.rows.dataset import REQUEST_LINES
 from overnight.rows.ids import IdSet, id_hashes
-from overnight.rows.lines import request_lines
+from overnight.rows.lines import custom_id_of, request_lines
 from overnight.rows.rules import CheckedLine, check_line
 from overnight.text import did_you_mean
 
@@ -175,6 +175,8 @@ def _raw_file(job: Job) -> Source:
             if isinstance(checked, list):
                 problems += [Problem(f"{job.dataset.path}:{number}", rule) for rule in checked]
                 checked = CheckedLine("", "", "")
+            elif custom_id_of(line) != checked.custom_id:
+                problems.append(Problem(f"{job.dataset.path}:{number}", "custom_id stands in it twice"))
             ids.append(checked.custom_id)
             lines.append(line)
             kinds.append(Kind(checked.model, checked.url, _RAW_FRAME))
