@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import Future
 from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
@@ -88,12 +88,23 @@ def cancel_variants(run: Run, cancel_one: Callable[..., Any]) -> JobStatus:
 
 
 def for_all(runs: Mapping[str, Run], run: Run, act: Callable[[Run], R]) -> dict[str, R]:
-    """Does the same for all variants at once; the embedded endpoint serves until the last is done."""
-    with ExitStack() as stack:
-        stack.enter_context(kept_running(run.home))
-        threads = stack.enter_context(ThreadPoolExecutor(len(runs)))
-        futures = {label: threads.submit(copy_context().run, partial(act, one)) for label, one in runs.items()}
+    """Does the same for all variants at once; the embedded endpoint serves until the last is done.
+
+    On daemon threads: an executor waits for its own, and Ctrl-C would wait for the provider.
+    """
+    futures: dict[str, Future[R]] = {label: Future() for label in runs}
+    with kept_running(run.home):
+        for label, one in runs.items():
+            work = partial(copy_context().run, _settle, futures[label], act, one)
+            threading.Thread(target=work, name=one.job.name, daemon=True).start()
         return {label: future.result() for label, future in futures.items()}
+
+
+def _settle(future: Future[R], act: Callable[[Run], R], run: Run) -> None:
+    try:
+        future.set_result(act(run))
+    except BaseException as error:  # noqa: BLE001 - raised again by who asks for the result
+        future.set_exception(error)
 
 
 def _approve(run: Run) -> None:

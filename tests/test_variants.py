@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +18,16 @@ from hypothesis import strategies as st
 from overnight.errors import JobError
 from overnight.job.jobfile import load_job
 from overnight.job.variants import variant_jobs, variant_name
-from overnight.ledger.run import recorded_run
+from overnight.ledger.run import Run, open_run, recorded_run
 from overnight.reports.diagnosis import diagnosis_of
 from overnight.reports.dry_run import plan_job
 from overnight.reports.look import look, overview, usual_columns
+from overnight.reports.side_by_side import write_side_by_side
+from overnight.store.files import make_private
 from overnight.view.charts import charts
 from overnight.view.details import details
 from tests.conftest import MakeJob, ProviderProcess
+from tests.steps import run_job
 
 JOB: dict[str, Any] = {
     "name": "j",
@@ -112,8 +119,6 @@ def test_a_plan_prices_each_variant_and_all(make_job: MakeJob, tmp_path: Path) -
     job = make_job(["a", "b"], models=["one", "two"], parameters={"max_tokens": 10})
     job["provider"]["prices"] = {"input": 1.0, "output": 2.0}
     del job["model"]
-    from overnight.ledger.run import open_run  # noqa: PLC0415 - beside its use
-
     made = plan_job(open_run(job, home=str(tmp_path / "home")))
     assert (made.sending, made.output_tokens) == (4, 40)
     assert made.text.count("| 2 |") >= 2
@@ -154,3 +159,45 @@ def test_variants_are_submitted_swept_and_cancelled_as_jobs_of_their_own(
     assert cancel_batch(job, home).done
     provider_server.order(default={"polls": 0})
     assert run_batch(job, home=home).succeeded == 2
+
+
+def test_ctrl_c_does_not_wait_for_the_provider(make_job: MakeJob, tmp_path: Path) -> None:
+    from flows.variants import for_all  # noqa: PLC0415 - Prefect's import takes seconds
+
+    job = make_job(["a"], models=["one", "two"])
+    del job["model"]
+    run = open_run(job, home=str(tmp_path / "home"))
+    never = threading.Event()
+
+    def wait(one: Run) -> None:
+        if one.job.model == "two":
+            os.kill(os.getpid(), signal.SIGINT)
+        never.wait()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            for_all(run.variants(), run, wait)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        never.set()
+
+
+@pytest.mark.parametrize("by_query", [False, True])
+def test_variants_of_another_order_of_rows_are_not_put_side_by_side(
+    make_job: MakeJob, tmp_path: Path, by_query: bool
+) -> None:
+    job = make_job(["a", "b"], models=["one", "two"])
+    del job["model"]
+    path = Path(job["dataset"]["path"])
+    if by_query:
+        job["dataset"] = {"sql": f"select * from '{path}' order by id"}
+    run = open_run(job, home=str(tmp_path / "home"))
+    runs = run.variants()
+    for one, texts in zip(runs.values(), ("ab", "ba"), strict=True):
+        path.write_text("".join(json.dumps({"id": n, "text": text}) + "\n" for n, text in enumerate(texts)))
+        run_job(one.job.model_dump(mode="json", by_alias=True), run.home)
+    make_private(run.folder.path)
+    with pytest.raises(JobError, match="the dataset changed between the variants"):
+        write_side_by_side(run, runs)
+    assert not run.folder.joined.exists()

@@ -21,7 +21,7 @@ _KEPT = frozenset({"custom_id", "status", "answer", "embedding", "answers", "fin
                    "error_message", "input_tokens", "output_tokens", "cost_usd"})  # fmt: skip
 """Of what is added to rows, what the table has of each variant; and all typed fields."""
 _FIRST_ADDED = "custom_id"
-_MOST_DIFFERING = 10
+_CHANGED = "the dataset changed between the variants of the job: run it again"
 
 
 def write_side_by_side(run: Run, runs: Mapping[str, Run]) -> Counter[str]:
@@ -50,9 +50,14 @@ def write_side_by_side(run: Run, runs: Mapping[str, Run]) -> Counter[str]:
     texts = [pa.field(f"{prefix}{name}", pa.string()) for name in ("status", "error_code", "error_message")]
     own = [*texts, pa.field(f"{prefix}agree", pa.bool_()), pa.field(f"{prefix}cost_usd", pa.float64())]
     schema = pa.schema([*list(schemas[0])[:dataset], *own, *sides], metadata=schemas[0].metadata)
+    told = {record.fingerprint for one_ in runs.values() if (record := one_.ledger.job(one_.job.name)) is not None}
+    if len(told) > 1:
+        raise JobError(_CHANGED)
     statuses: Counter[str] = Counter()
     with write_parquet(run.folder.joined, schema) as joined, write_parquet(run.folder.failed, schema) as failed:
         for batches in _in_step([read_batches(path) for path in paths]):
+            if "" in told and len({repr(batch.select(range(dataset)).to_pylist()) for batch in batches}) > 1:
+                raise JobError(_CHANGED)  # of a query nobody knows but by its rows
             columns = [*batches[0].columns[:dataset], *_overall(batches, prefix)]
             columns += [batch[name] for batch, names in zip(batches, kept, strict=True) for name in names]
             rows = pa.RecordBatch.from_arrays(columns, schema=schema)
@@ -85,7 +90,7 @@ def _in_step(tables: Sequence[Iterator[pa.RecordBatch]]) -> Iterator[list[pa.Rec
                 pending[at] = next(batches, None)
         if any(batch is None for batch in pending):
             if not all(batch is None for batch in pending):
-                raise JobError("the dataset changed between the variants of the job: run it again")
+                raise JobError(_CHANGED)
             return
         rows = min(batch.num_rows for batch in pending)
         yield [batch.slice(0, rows) for batch in pending]
