@@ -21,6 +21,7 @@ from flows.shell import (
     has_server,
     plain,
     printed,
+    quicken,
     spare_pandas,
     under_prefect,
 )
@@ -680,6 +681,7 @@ def _show_statuses(statuses: list[JobStatus], console: Console, options: Common)
 
 def main() -> None:
     """Runs the command line."""
+    quicken()
     app()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import logging
 import os
@@ -20,7 +22,20 @@ from overnight.text import printable
 
 _WIDE = 240
 """Columns of a table that goes to a file or a pipe, where ids should be whole."""
+_YOUNG_OBJECTS = 200_000
+"""How many new objects Python's collector of cycles waits for."""
 OK, COULD_NOT_RUN, TOO_MANY_FAILED, INTERRUPTED = 0, 1, 2, 130
+
+
+def quicken() -> None:
+    """Has a command start and end sooner: a third of its imports' time, and of the time after its last line.
+
+    Prefect and the provider's SDK make a million objects that stay: the collector of cycles looks for garbage among
+    them again and again, and once more at the end. The SDK's other HTTP client, which no command uses, brings aiohttp.
+    """
+    gc.set_threshold(_YOUNG_OBJECTS)
+    atexit.register(gc.freeze)
+    sys.modules.setdefault("openai._vendor.httpx_aiohttp", None)  # type: ignore[arg-type]  # Python's "not found"
 
 
 def guarded(command: Callable[[], int]) -> int:
