@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
+from rich.console import Console
 
 from flows.shell import (
     COULD_NOT_RUN,
     OK,
     TOO_MANY_FAILED,
-    announce_server,
     guarded,
     has_server,
     plain,
     printed,
     quicken,
+    reach_prefect,
     spare_pandas,
     under_prefect,
 )
@@ -30,8 +31,6 @@ from overnight.store.home import JobFolder, home_path, shown
 from overnight.text import counted_of, duration
 
 if TYPE_CHECKING:  # pydantic, Arrow and the ledger are for the commands that use them
-    from rich.console import Console
-
     from overnight.job.job import Job
     from overnight.ledger.run import Run
     from overnight.reports.status import JobStatus
@@ -168,7 +167,7 @@ def submit(job: Path, *, options: SendOptions = SendOptions()) -> int:
         from flows.submit import submit_batch  # noqa: PLC0415
         from flows.terminal import ask  # noqa: PLC0415
 
-        announce_server(console)
+        reach_prefect(console)
         with asked_by(lambda plan: ask(plan, console)):
             now = submit_batch(opened.job, home=str(opened.home), approve=options.yes)
         return _show_statuses([now], console, options)
@@ -187,7 +186,7 @@ def collect(job: str | None = None, *, options: Common = Common()) -> int:
     def command(console: Console) -> int:
         from flows.collect import collect_batches  # noqa: PLC0415 - Prefect takes seconds to import
 
-        announce_server(console)
+        reach_prefect(console)
         return _show_statuses(collect_batches(_name_of(job) if job else None, options.home), console, options)
 
     return under_prefect(command, as_json=options.json, verbose=options.verbose)
@@ -204,7 +203,7 @@ def cancel(job: str, *, options: Common = Common()) -> int:
     def command(console: Console) -> int:
         from flows.cancel import CANCELLING_SECONDS, cancel_batch  # noqa: PLC0415 - Prefect takes seconds to import
 
-        announce_server(console)
+        reach_prefect(console)
         console.print(
             f"Cancelled batches may take up to {duration(CANCELLING_SECONDS)} to end. Ctrl-C is safe: "
             "overnight collect, or cancel again, takes what they answered.",
@@ -239,7 +238,7 @@ def recover(
     def command(console: Console) -> int:
         from flows.recover import recover_job  # noqa: PLC0415 - Prefect takes seconds to import
 
-        announce_server(console)
+        reach_prefect(console)
         found = recover_job(job, options.home, unsent, same_account)
         console.print(
             f"{counted_of(found.batches, 'batch')} taken up, of {counted_of(found.files, 'request file')} that the "
@@ -301,6 +300,7 @@ def init(
         list[str] | None,
         Parameter(negative=(), help="For classify: one or more, as --labels good bad.", consume_multiple=True),
     ] = None,
+    label_name: str = "label",
     model: str | None = None,
     provider: str = "openai",
     output: Path | None = None,
@@ -310,6 +310,7 @@ def init(
     Args:
         dataset: a csv, Parquet or jsonl file, a folder or glob of them, or an address.
         task: classify, generate, summarize, translate, extract or embed.
+        label_name: for classify: a word for what the labels tell, such as sentiment.
         column: what the model is asked about; else the column of the longest texts.
         model: as the provider names it.
         provider: a profile's name.
@@ -320,7 +321,7 @@ def init(
         from overnight.job.starter import Asked  # noqa: PLC0415 - templates and Arrow are not for every command
         from overnight.reports.starting import write_starter  # noqa: PLC0415
 
-        asked = Asked(task, column, tuple(labels or ()), model, provider)
+        asked = Asked(task, column, tuple(labels or ()), model, provider, label_name)
         written = write_starter(dataset, asked, output)
         console.print(f"wrote {plain(shown(written))}: look through it, then: overnight plan {plain(shown(written))}",
                       soft_wrap=True, highlight=False)  # fmt: skip
@@ -481,7 +482,7 @@ def clean(
     def command(console: Console) -> int:
         from flows.clean import clean_files  # noqa: PLC0415 - Prefect takes seconds to import
 
-        announce_server(console)
+        reach_prefect(console)
         done = clean_files(options.choose(provider), older_than_hours, not delete, options.home)
         what = f"{done.deleted:,} deleted" if delete else f"{done.deletable:,} can be deleted: --delete does it"
         what = what if done.deletable else "nothing to delete"
@@ -506,7 +507,7 @@ def doctor(provider: str, *, options: ProviderOptions = ProviderOptions()) -> in
         from flows.doctor import doctor as examine  # noqa: PLC0415 - Prefect takes seconds to import
         from flows.terminal import show_markdown  # noqa: PLC0415
 
-        announce_server(console)
+        reach_prefect(console)
         found = examine(options.choose(provider), options.home)
         show_markdown(found.text, console)
         printed({"passed": found.passed, "checks": [one._asdict() for one in found.checks]}, as_json=options.json)
@@ -571,7 +572,7 @@ def _run(opened: Run, console: Console, *, yes: bool, as_json: bool, elsewhere: 
 
     started = time.time()
     opened = _checked(opened)
-    announce_server(console)
+    reach_prefect(console)
     with progress(opened, console), asked_by(lambda plan: ask(plan, console)):
         summary = run_batch(opened.job, home=str(opened.home), approve=yes)
     names = [one.job.name for one in opened.variants().values()] or [opened.job.name]
@@ -613,6 +614,7 @@ def _opened(job: Job, home: str | None) -> Run:
         return open_run(job, home=home)
     from tasks.credentials import open_job  # noqa: PLC0415 - Prefect takes seconds to import
 
+    reach_prefect(Console(stderr=True))  # which has the block
     return open_job(job, home=home)
 
 

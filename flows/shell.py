@@ -17,11 +17,13 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from overnight.errors import OvernightError
+from overnight.errors import JobError, OvernightError
 from overnight.text import printable
 
 _WIDE = 240
 """Columns of a table that goes to a file or a pipe, where ids should be whole."""
+_MINUTES_VARIABLE = "OVERNIGHT_SERVER_MINUTES"
+"""How long the Prefect server that a command starts outlives the last command; 0: none outlives its command."""
 _YOUNG_OBJECTS = 200_000
 """How many new objects Python's collector of cycles waits for."""
 OK, COULD_NOT_RUN, TOO_MANY_FAILED, INTERRUPTED = 0, 1, 2, 130
@@ -141,13 +143,37 @@ def has_server() -> bool:
         return False
 
 
-def announce_server(console: Console) -> None:
-    """Says why the first flow of a process may take a while to start."""
-    if not has_server():
-        console.print(
-            "No PREFECT_API_URL: Prefect starts a server of its own, which takes a moment (make up keeps one running).",
-            style="dim",
-        )
+def reach_prefect(console: Console) -> None:
+    """Has flows report to the server that is named; else to one of ours, which the next commands use too."""
+    from prefect.settings import PREFECT_API_URL  # noqa: PLC0415 - Prefect takes a second to import
+
+    if PREFECT_API_URL.value():
+        return
+    minutes = _server_minutes()
+    if minutes > 0:
+        from prefect.context import refresh_global_settings_context  # noqa: PLC0415
+
+        from flows.own_server import reach_server  # noqa: PLC0415 - not for every command
+
+        try:
+            os.environ["PREFECT_API_URL"] = reach_server(console, minutes)
+        except OSError as error:
+            console.print(f"no Prefect server can be shared between commands: {plain(error)}", style="dim")
+        else:
+            refresh_global_settings_context()
+            return
+    console.print(
+        "No PREFECT_API_URL: Prefect starts a server of its own, which takes a moment (make up keeps one running).",
+        style="dim",
+    )
+
+
+def _server_minutes() -> float:
+    told = os.environ.get(_MINUTES_VARIABLE, "10")
+    try:
+        return float(told)
+    except ValueError:
+        raise JobError(f"{_MINUTES_VARIABLE} is {told!r}: write a number of minutes, or 0") from None
 
 
 def printed(values: dict[str, Any], *, as_json: bool) -> int:

@@ -178,7 +178,8 @@ def show_outcome(summary: Summary, now: Sent, seconds: float, console: Console) 
     more = f", {dollars(summary.billed_usd)} with every attempt" if extra > 1e-9 else ""
     console.print(f"{tokens}, cost {dollars(summary.cost_usd)}{more}")
     for what, path in (("joined", summary.joined), ("failed", summary.failed_rows), ("report", summary.report)):
-        console.print(f"  {what:<7} {plain(shown(path))}", soft_wrap=True, highlight=False)
+        if what != "failed" or summary.failed:
+            console.print(f"  {what:<7} {plain(shown(path))}", soft_wrap=True, highlight=False)
     if summary.stopped:
         console.print(f"[bold red]stopped[/]: {plain(summary.stopped)}; run it again to send the rest", soft_wrap=True)
     if summary.awaited:

@@ -19,7 +19,7 @@ from tests.conftest import ROOT
         "endpoint --only embedded --rows 2",
         "endpoint_soak --lines 40 --batches 2 --kills 1",
         "soak --kills 1",
-        "start --rounds 1",
+        "start --rounds 1 --rows 60",
     ],
 )
 def test_a_benchmark_runs_to_its_end(command: str) -> None:

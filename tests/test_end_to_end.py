@@ -24,7 +24,8 @@ REVIEWS = ROOT / "data/samples/reviews.csv"
 def environment(folder: Path) -> dict[str, str]:
     names = ("PREFECT_API_URL", "PREFECT_API_KEY")
     kept = {name: value for name, value in os.environ.items() if name not in names}
-    return {**kept, "PREFECT_HOME": str(folder / "prefect"), "OVERNIGHT_HOME": str(folder / "home")}
+    homes = {"PREFECT_HOME": str(folder / "prefect"), "OVERNIGHT_HOME": str(folder / "home")}
+    return {**kept, **homes, "OVERNIGHT_SERVER_MINUTES": "0.5"}
 
 
 def overnight(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

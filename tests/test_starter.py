@@ -42,6 +42,7 @@ def test_the_text_and_the_key_are_found_among_the_columns() -> None:
     ("asked", "message"),
     [
         (Asked("clasify"), "--task clasify; did you mean 'classify'"),
+        (Asked(label_name="two words"), "--label-name 'two words': write one word"),
         (Asked(column="reviw"), "no column 'reviw'; did you mean 'review'"),
     ],
 )

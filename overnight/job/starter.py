@@ -36,7 +36,7 @@ task:
   text: [[template | yaml]]
   labels: [[labels | yaml]][% if not own_labels %]   # put yours here[% endif %]
 
-  label_name: label
+  label_name: [[label_name | yaml]]   # a word for what the labels tell, such as topic: small models need it
 [% elif task == "generate" %]
   system: Answer in one sentence.
   prompt: [[("What is this about? " ~ template) | yaml]]
@@ -80,6 +80,7 @@ class Asked(NamedTuple):
     labels: tuple[str, ...] = ()
     model: str | None = None
     profile: str = "openai"
+    label_name: str = "label"
 
 
 def likely_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
@@ -116,6 +117,8 @@ def starter_job(path: str, name: str, rows: Sequence[Mapping[str, Any]], asked: 
     if asked.column is not None and asked.column not in columns:
         raise JobError(f"{path} has no column {asked.column!r}{did_you_mean(asked.column, columns)}; "
                        f"it has: {', '.join(columns)}")  # fmt: skip
+    if not (asked.label_name.isascii() and asked.label_name.isidentifier() and len(asked.label_name) <= 64):
+        raise JobError(f"--label-name {asked.label_name!r}: write one word, such as sentiment")
     column, key = asked.column or likely_text(rows, columns), likely_key(rows, columns)
     usual = "text-embedding-3-small" if asked.task == "embed" else _MODELS.get(asked.profile)
     model = asked.model or usual
@@ -123,7 +126,7 @@ def starter_job(path: str, name: str, rows: Sequence[Mapping[str, Any]], asked: 
         "path": path, "name": name, "columns": columns, "key": key, "task": asked.task, "template": _template(column),
         "labels": list(asked.labels or ("positive", "negative", "neutral")), "own_labels": bool(asked.labels),
         "others": [one for one in columns if one not in (column, key)], "model": model or "MODEL",
-        "known_model": model is not None, "profile": asked.profile,
+        "known_model": model is not None, "label_name": asked.label_name, "profile": asked.profile,
     }  # fmt: skip
     return _environment().render_str(_JOB, **values)
 
