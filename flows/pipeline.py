@@ -36,6 +36,7 @@ from overnight.text import dollars
 from tasks.build import build_requests
 from tasks.cancel import cancel_batches, stop_sending
 from tasks.clean import clean_job, cleanable
+from tasks.commit import commit_rows
 from tasks.fetch import fetch_files
 from tasks.join import join_answers
 from tasks.parse import parse_answers
@@ -243,6 +244,8 @@ class Pipeline:
         """
         with self.lease():
             tally = join_answers(self.run, wait_for=self._after)
+            if self.run.job.output.table is not None:
+                commit_rows(self.run, tally, wait_for=self._after)
             summary = write_report(self.run, tally, time.monotonic() - started)
             if self.run.job.cleanup == "after_join" and cleanable(self.run.ledger.shards(self.run.job.name)):
                 clean_job(self.run, wait_for=[summary])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from overnight.answers.lakehouse import check_table
 from overnight.errors import MOST_PROBLEMS, DatasetError, HomeError, InvalidRequests, JobError, NoBatchApi, Problem
 from overnight.job.job import Job
 from overnight.job.profiles import Profile
@@ -41,8 +42,9 @@ def check_job(job: Job, rows: Rows) -> None:
                        "provider.base_url")  # fmt: skip
     check_budget(job)
     answer = answer_of(job)
-    joined_schema(rows.kept, answer, job.output.prefix)
+    joined = joined_schema(rows.kept, answer, job.output.prefix)
     check_columns(rows)
+    check_table(job, joined)
     if (compare := job.report.compare) is None:
         return
     if compare not in rows.schema.names:

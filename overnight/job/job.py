@@ -128,11 +128,25 @@ class Limits(Part):
     """Shortest pause between two looks at a batch; pauses grow from here to ten times as long."""
 
 
+class Table(Part):
+    """A table of a lakehouse that the joined rows are committed to, once for each build or change of them."""
+
+    format: Literal["delta"]
+    """`delta`: Delta Lake; it needs `overnight[delta]`."""
+    uri: str = Field(min_length=1)
+    """A folder, or an address such as `s3://bucket/path`. Keys stand in the environment (`AWS_ACCESS_KEY_ID`, …)."""
+    mode: Literal["merge", "append"] = "merge"
+    """`merge`: a row replaces the one with the same `dataset.key`, and others are added. `append`: the rows of a build
+    are added once, when each has its verdict."""
+
+
 class Output(Part):
     """How the joined table looks."""
 
     prefix: str = Field(default="", pattern=r"^[A-Za-z0-9_]*$")
     """Set before the names of all columns that overnight adds: for datasets that have a column of the same name."""
+    table: Table | None = None
+    """A table that the joined rows are committed to as well."""
 
 
 class Report(Part):
@@ -193,6 +207,18 @@ class Job(Part):
     """What the report adds."""
     cleanup: Literal["after_join", "never"] = "after_join"
     """Whether input and result files are deleted at the provider, once the joined table holds their answers."""
+
+    @model_validator(mode="after")
+    def _table_where_it_can_be(self) -> Job:
+        if self.output.table is None:
+            return self
+        if self.has_variants:
+            raise ValueError("output.table takes the rows of a job without models and variants")
+        if self.output.table.mode == "merge" and not self.dataset.key:
+            raise ValueError(
+                "output.table.mode merge needs a dataset.key, by which rows replace those before; or append"
+            )
+        return self
 
     @model_validator(mode="after")
     def _model_where_needed(self) -> Job:
