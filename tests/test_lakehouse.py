@@ -181,8 +181,12 @@ def test_a_table_that_cannot_be_written_fails_the_step_and_keeps_the_joined_file
 ) -> None:
     run, _ = run_job(keyed(make_job, ["a"], tmp_path / "table"), tmp_path / "home")
     (tmp_path / "table").write_text("a file where the table's folder should be")
-    with pytest.raises(Terminal, match=r"did not take the rows of texts: .* is whole, and the next run tries again"):
+    with pytest.raises(
+        Terminal, match=r"did not take the rows of texts: .* is whole, and the next run tries again"
+    ) as told:
         committed(run)
+    assert "\n" not in str(told.value)
+    assert "\x1b" not in str(told.value)
     assert run.folder.joined.exists()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,6 +29,7 @@ _TRIES = 5
 """Another writer of the table may be faster; delta-rs itself tries again where the two do not contradict."""
 _ROWS = 65_536
 """Handed over at a time."""
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _WIDER = {
     pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64(), pa.uint64(): pa.decimal128(20, 0),
 }  # fmt: skip
@@ -50,7 +52,7 @@ def check_table(job: Job, joined: pa.Schema) -> None:
     try:
         there = _opened(table)
     except (deltalake.exceptions.DeltaError, OSError, ValueError) as error:
-        raise JobError(f"output.table: {table.uri} cannot be opened: {error}") from None
+        raise JobError(f"output.table: {table.uri} cannot be opened: {_said(error)}") from None
     if there is None:
         return
     types = {field.name: field.type for field in pa.schema(there.schema())}
@@ -92,7 +94,7 @@ def commit_joined(run: Run, record: JobRecord, *, awaited: bool) -> int | None:
         except (deltalake.exceptions.DeltaError, OSError) as error:
             failure = error
     raise Terminal(
-        f"output.table: {table.uri} did not take the rows of {run.job.name}: {failure}. {run.folder.joined} is whole, "
+        f"output.table: {table.uri} did not take the rows of {run.job.name}: {_said(failure)}. {run.folder.joined} is whole, "
         "and the next run tries again; nothing is sent twice"
     )
 
@@ -172,6 +174,11 @@ def _kept(field: pa.Field) -> pa.Field:
             return field.with_type(pa.timestamp("us", "UTC" if kind.tz else None))
         case _:
             return field
+
+
+def _said(error: Exception | None) -> str:
+    """An error of the library on one line: it draws a tree of them, in colours."""
+    return " ".join(_COLOURS.sub("", str(error)).split())
 
 
 def _quoted(name: str) -> str:
