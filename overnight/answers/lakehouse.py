@@ -94,8 +94,8 @@ def commit_joined(run: Run, record: JobRecord, *, awaited: bool) -> int | None:
         except (deltalake.exceptions.DeltaError, OSError) as error:
             failure = error
     raise Terminal(
-        f"output.table: {table.uri} did not take the rows of {run.job.name}: {_said(failure)}. {run.folder.joined} is whole, "
-        "and the next run tries again; nothing is sent twice"
+        f"output.table: {table.uri} did not take the rows of {run.job.name}: {_said(failure)}. "
+        f"{run.folder.joined} is whole, and the next run tries again; nothing is sent twice"
     )
 
 
