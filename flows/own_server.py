@@ -119,6 +119,9 @@ def serve(folder: Path, minutes: float) -> None:
     """
     with (folder / _SERVING).open("ab") as serving, socket.socket() as listening:
         fcntl.flock(serving, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        serving.truncate(0)
+        serving.write(str(os.getpid()).encode())  # for a person who wants to stop it
+        serving.flush()
         (folder / _ADDRESS).unlink(missing_ok=True)
         import uvicorn  # noqa: PLC0415 - commands do without, and the lock comes first
 

@@ -30,7 +30,7 @@ OK, COULD_NOT_RUN, TOO_MANY_FAILED, INTERRUPTED = 0, 1, 2, 130
 
 
 def quicken() -> None:
-    """Has a command start and end sooner: a third of its imports' time, and of the time after its last line.
+    """Has a command start and end sooner, by some tenths of a second each.
 
     Prefect and the provider's SDK make a million objects that stay: the collector of cycles looks for garbage among
     them again and again, and once more at the end. The SDK's other HTTP client, which no command uses, brings aiohttp.

@@ -70,6 +70,8 @@ def test_an_append_waits_until_each_row_has_its_verdict_and_takes_each_build_onc
     assert committed(run) == 0
     run, _ = run_job(keyed(make_job, ["a", "c"], tmp_path / "table", "append"), tmp_path / "home")
     assert [committed(run), committed(run)] == [1, 1]
+    run, _ = run_job(keyed(make_job, ["a", "b"], tmp_path / "table", "append"), tmp_path / "another home")
+    assert committed(run) == 1, "a build that is there is known again, also after another one and by another ledger"
     assert sorted(rows_of(tmp_path / "table")["answer"]) == ["echo: a", "echo: a", "echo: b", "echo: c"]
 
 

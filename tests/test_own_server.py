@@ -59,11 +59,8 @@ def answers(url: str) -> bool:
 
 def server_of(home: Path) -> int:
     """The process that serves."""
-    found = subprocess.run(
-        ["pgrep", "-f", f"flows.own_server {home}"], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert len(found) == 1
-    return int(found[0])
+    (serving,) = home.glob("overnight/*/serving")
+    return int(serving.read_text())
 
 
 def test_commands_share_one_server_which_ends_when_none_of_them_lives(tmp_path: Path) -> None:

@@ -1,15 +1,16 @@
 """The joined rows in a table of a lakehouse: committed exactly once, however often a run is killed and comes again.
 
 Each commit carries a transaction identifier of ours, which Delta keeps beside the rows and takes from one of two
-writers only (delta-io/delta, PROTOCOL.md, "Transaction Identifiers"). The job is its application, and its version is a
-hash of what is committed: the joined file for `merge`, the build for `append`. So what the job committed last is read
-from the table, and never from what a killed process may have failed to write down.
+writers only (delta-io/delta, PROTOCOL.md, "Transaction Identifiers"). For `append` the rows and what was asked of them
+are an application of their own: they are added once, whatever was added since. For `merge` the job is, and the version
+is a hash of the joined file: rows that came back to what they were are merged anew. So what was committed is read from
+the table, and never from what a killed process may have failed to write down.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import re
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
@@ -83,7 +84,7 @@ def commit_joined(run: Run, record: JobRecord, *, awaited: bool) -> int | None:
     if table is None or (table.mode == "append" and (awaited or not _is_settled(run, record))):
         return None
     deltalake = _deltalake()
-    transaction = deltalake.Transaction(f"overnight/{run.job.name}", _version(run, record, table))
+    transaction = deltalake.Transaction(*_identity(run, table))
     failure: Exception | None = None
     for _ in range(_TRIES):
         try:
@@ -99,15 +100,41 @@ def commit_joined(run: Run, record: JobRecord, *, awaited: bool) -> int | None:
     )
 
 
-def _version(run: Run, record: JobRecord, table: Table) -> int:
-    """What a commit is known again by: 63 bits, which Delta's signed number has."""
+def _identity(run: Run, table: Table) -> tuple[str, int]:
+    """What a commit is known again by: its application and its version, of 63 bits as Delta's signed number."""
+    application = f"overnight/{run.job.name}"
     if table.mode == "append":
-        told = json.dumps([record.definition, record.fingerprint], sort_keys=True)
-        digest = hashlib.sha256(told.encode()).digest()
-    else:
-        with run.folder.joined.open("rb") as joined:
-            digest = hashlib.file_digest(joined, "sha256").digest()
-    return int.from_bytes(digest[:8]) >> 1
+        return f"{application}/{_rows_digest(run)}", 1
+    with run.folder.joined.open("rb") as joined:
+        digest = hashlib.file_digest(joined, "sha256").digest()
+    return application, int.from_bytes(digest[:8]) >> 1
+
+
+def _rows_digest(run: Run) -> str:
+    """A hash of the dataset's rows and what was asked of each: the joined columns up to the custom_id."""
+    digest = _Digest()
+    with pq.ParquetFile(run.folder.joined) as joined:
+        names = joined.schema_arrow.names
+        names = names[: names.index(run.job.output.prefix + "custom_id") + 1]
+        schema = pa.schema([joined.schema_arrow.field(name) for name in names])
+        with pa.ipc.new_stream(digest, schema) as stream:
+            for batch in joined.iter_batches(_ROWS, columns=names):
+                stream.write_batch(batch)
+    return digest.sha256.hexdigest()
+
+
+class _Digest(io.RawIOBase):
+    """A file of which only the hash is kept."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return len(data)
 
 
 def _is_settled(run: Run, record: JobRecord) -> bool:
