@@ -23,7 +23,8 @@ from pathlib import Path
 from cyclopts import App
 
 from overnight.providers.local import endpoint_environment
-from overnight.store.home import home_path
+from overnight.store.home import DEFAULT_HOME, home_path
+from overnight.store.objects import address, is_shared
 
 ROOT = Path(__file__).parent.parent
 _START_SECONDS = 180.0
@@ -101,7 +102,7 @@ def up() -> None:
     _say("a worker, and the embedded endpoint")
     worker = [prefect, "worker", "start", "--pool", "overnight", "--name", "local"]
     Service(state, "worker").start(worker, environment)
-    data = str(home_path() / ".endpoint")
+    data = str(_folder() / ".endpoint")
     endpoint = [sys.executable, "-m", "overnight.endpoint", "--port", "0", "--data", data]
     Service(state, "endpoint").start(endpoint, endpoint_environment(environment))
     print(f"page: {url}/v2")  # noqa: T201 - it is the output; the older page does not draw the report's charts
@@ -122,8 +123,13 @@ def _say(what: str) -> None:
     print(f"starting {what}", flush=True)  # noqa: T201 - it is the output
 
 
+def _folder() -> Path:
+    """A folder of this machine: the home, unless that is on an object store."""
+    return home_path(DEFAULT_HOME) if is_shared(home := home_path()) else home
+
+
 def _state() -> Path:
-    state = home_path() / ".server"
+    state = _folder() / ".server"
     state.mkdir(parents=True, exist_ok=True)
     return state
 
@@ -135,7 +141,7 @@ def _environment(state: Path, url: str) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "DO_NOT_TRACK": "1",
-        "OVERNIGHT_HOME": str(home_path()),
+        "OVERNIGHT_HOME": address(home_path()),
     }
     return {**os.environ, **ours}
 

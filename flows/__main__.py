@@ -28,6 +28,7 @@ from flows.shell import (
 )
 from overnight.endpoint.settings import Settings
 from overnight.store.home import JobFolder, home_path, shown
+from overnight.store.objects import address, is_kept
 from overnight.text import counted_of, duration
 
 if TYPE_CHECKING:  # pydantic, Arrow and the ledger are for the commands that use them
@@ -169,7 +170,7 @@ def submit(job: Path, *, options: SendOptions = SendOptions()) -> int:
 
         reach_prefect(console)
         with asked_by(lambda plan: ask(plan, console)):
-            now = submit_batch(opened.job, home=str(opened.home), approve=options.yes)
+            now = submit_batch(opened.job, home=address(opened.home), approve=options.yes)
         return _show_statuses([now], console, options)
 
     return under_prefect(command, as_json=options.json, verbose=options.verbose, arrow=False)
@@ -574,7 +575,7 @@ def _run(opened: Run, console: Console, *, yes: bool, as_json: bool, elsewhere: 
     opened = _checked(opened)
     reach_prefect(console)
     with progress(opened, console), asked_by(lambda plan: ask(plan, console)):
-        summary = run_batch(opened.job, home=str(opened.home), approve=yes)
+        summary = run_batch(opened.job, home=address(opened.home), approve=yes)
     names = [one.job.name for one in opened.variants().values()] or [opened.job.name]
     sent = sent_since([shard for name in names for shard in opened.ledger.shards(name)], started)
     show_outcome(summary, sent, time.time() - started, console)
@@ -598,7 +599,7 @@ def _plan(opened: Run, console: Console, *, as_json: bool) -> int:
     if has_server():
         from flows.plan import plan_batch  # noqa: PLC0415 - Prefect takes seconds to import
 
-        made = plan_batch(opened.job, home=str(opened.home))
+        made = plan_batch(opened.job, home=address(opened.home))
     else:
         made = plan_job(opened)
     show_markdown(made.text, console)
@@ -674,7 +675,7 @@ def _show_statuses(statuses: list[JobStatus], console: Console, options: Common)
     for now in statuses:
         console.print(plain(status_line(now)), soft_wrap=True, highlight=False)
         joined = JobFolder(home_path(options.home), now.job).joined
-        if now.done and joined.exists():
+        if now.done and is_kept(joined):
             console.print(f"  joined  {plain(shown(joined))}", soft_wrap=True, highlight=False)
     if not statuses:
         console.print("no job has anything left to do")

@@ -32,6 +32,7 @@ from overnight.providers.local import stop_local_endpoint
 from overnight.reports.dry_run import plan_of
 from overnight.reports.plan import Plan
 from overnight.reports.summary import Summary
+from overnight.store.objects import is_shared
 from overnight.text import dollars
 from tasks.build import build_requests
 from tasks.cancel import cancel_batches, stop_sending
@@ -43,6 +44,7 @@ from tasks.parse import parse_answers
 from tasks.plan import publish_plan
 from tasks.report import announce, write_report
 from tasks.submit import admit, submit_shards
+from tasks.sweep import sweep_leftovers
 from tasks.validate import validate_requests
 from tasks.wait import wait_for_batches
 
@@ -249,6 +251,8 @@ class Pipeline:
             summary = write_report(self.run, tally, time.monotonic() - started)
             if self.run.job.cleanup == "after_join" and cleanable(self.run.ledger.shards(self.run.job.name)):
                 clean_job(self.run, wait_for=[summary])
+            if is_shared(self.run.home):
+                sweep_leftovers(self.run, wait_for=[summary])
         announce(summary)
         return summary
 

@@ -17,6 +17,7 @@ from overnight.providers.local import kept_running
 from overnight.reports.dry_run import plan_job
 from overnight.reports.status import JobStatus, together
 from overnight.reports.summary import Summary
+from overnight.store.objects import address
 from tasks.combine import check_name, combine_variants
 
 R = TypeVar("R")
@@ -41,7 +42,7 @@ def run_variants(run: Run, run_one: Callable[..., Any], *, approve: bool) -> Sum
     if not approve:
         for one in runs.values():
             _approve(one)
-    found = for_all(runs, run, lambda one: run_one(one.job, home=str(one.home), approve=True, return_state=True))
+    found = for_all(runs, run, lambda one: run_one(one.job, home=address(one.home), approve=True, return_state=True))
     results = {label: state.result(raise_on_failure=False) for label, state in found.items()}
     if failure := next((one for one in results.values() if isinstance(one, Exception)), None):
         raise failure
@@ -65,7 +66,7 @@ def submit_variants(run: Run, submit_one: Callable[..., Any], *, approve: bool) 
         for one in runs.values():
             _approve(one)
     return together(
-        run.job.name, for_all(runs, run, lambda one: submit_one(one.job, None, str(one.home), True)).values()
+        run.job.name, for_all(runs, run, lambda one: submit_one(one.job, None, address(one.home), True)).values()
     )
 
 
@@ -83,7 +84,7 @@ def cancel_variants(run: Run, cancel_one: Callable[..., Any]) -> JobStatus:
     built = {label: one for label, one in run.variants().items() if run.ledger.job(one.job.name) is not None}
     if not built:
         raise JobError(f"no variant of {run.job.name} was built in {run.home}")
-    found = for_all(built, run, lambda one: cancel_one(one.job.name, str(one.home)))
+    found = for_all(built, run, lambda one: cancel_one(one.job.name, address(one.home)))
     return together(run.job.name, found.values())
 
 

@@ -8,7 +8,7 @@
     │   ├── DatasetError         the dataset: missing, empty, unreadable, duplicate keys
     │   ├── TemplateError        a prompt template: syntax, unknown column
     │   ├── InvalidRequests      a request that the provider would refuse
-    │   ├── HomeError            the folder of runs: not writable, or used by another job
+    │   ├── HomeError            the home: not writable, no way in, or used by another job
     │   ├── LedgerError          the ledger: unreadable, or a step it does not allow
     │   ├── Unreconciled         the verdicts do not add up to the rows sent
     │   ├── TooManyFailed        more rows have no answer than max_failed_fraction allows
@@ -24,6 +24,7 @@
         ├── DownloadCut          fewer bytes arrived than announced, or a page
         ├── QueueFull            the provider takes no more tokens for now
         ├── FileNotThere         the provider does not find a file that was uploaded a moment ago
+        ├── HomeUnavailable      the object store of the home is busy, or cannot be reached
         ├── LedgerUnavailable    the ledger's database is restarting, locked, or cannot be reached
         ├── LeaseLost            this process no longer holds the job
         └── JobBusy              another process is at work on the job
@@ -93,7 +94,7 @@ class InvalidRequests(Terminal):
 
 
 class HomeError(Terminal):
-    """The folder of runs is not writable, or belongs to another definition of the job."""
+    """The home is not writable or not to be entered, or belongs to another definition of the job."""
 
 
 class LedgerError(Terminal):
@@ -154,6 +155,10 @@ class QueueFull(Transient):
 
 class FileNotThere(Transient):
     """The provider does not find a file that was uploaded a moment ago (openai-dotnet#312)."""
+
+
+class HomeUnavailable(Transient):
+    """The object store that the home is on does not answer for now; what was put is whole."""
 
 
 class LedgerUnavailable(Transient):

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from prefect.blocks.core import Block
+from prefect.blocks.system import Secret
 from pydantic import Field, SecretStr
 
-from overnight.errors import Unauthorized
+from overnight.errors import HomeError, Unauthorized
 from overnight.job.form import from_form, is_form
 from overnight.job.job import Job, ProviderChoice
 from overnight.job.jobfile import load_job
@@ -56,6 +57,26 @@ def load_credentials(name: str) -> BatchProvider:
             "make one then, on the page under Blocks or with BatchProvider(api_key=…).save(name)"
         ) from None
     return BatchProvider.model_validate(block)
+
+
+def home_secrets(name: str) -> dict[str, str]:
+    """What the store of a home asks for, out of a Secret block with a JSON object, such as `access_key_id` and others.
+
+    Raises:
+        HomeError: there is no such block, or it holds something else.
+    """
+    try:
+        block: Any = Secret.load(name)
+    except ValueError:
+        raise HomeError(
+            f"Prefect has no Secret block named {name!r} (OVERNIGHT_HOME_BLOCK): make one on the page under Blocks, or "
+            "with Secret(value={…}).save(name)"
+        ) from None
+    held = block.get()
+    if not isinstance(held, dict) or not all(isinstance(value, str) for value in held.values()):
+        raise HomeError(f"the Secret block {name!r} (OVERNIGHT_HOME_BLOCK) has to hold a JSON object of texts: "
+                        '{"access_key_id": "…", "secret_access_key": "…"}')  # fmt: skip
+    return held
 
 
 def register_blocks() -> None:

@@ -14,6 +14,7 @@ from overnight.errors import NotFound, OvernightError, Terminal
 from overnight.ledger.records import Batch
 from overnight.ledger.run import Run
 from overnight.providers.provider import Provider
+from overnight.store.objects import is_there
 from tasks.credentials import provider_of
 from tasks.names import span_name
 
@@ -31,7 +32,7 @@ def fetch(provider: Provider, folder: Path, batch: Batch) -> ResponseFiles:
         if not file_id:
             continue
         path = response_path(folder, batch, kind)
-        if not path.exists() or not path.stat().st_size:
+        if not is_there(path) or not path.stat().st_size:
             try:
                 provider.download(file_id, path)
             except NotFound as error:

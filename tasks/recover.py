@@ -18,12 +18,14 @@ from overnight.errors import LedgerError, ProviderError, Transient
 from overnight.ledger.identity import reclaim_folder
 from overnight.ledger.records import Batch, NewShard, Shard
 from overnight.ledger.recovery import record_of, shard_of, unknown_files
+from overnight.ledger.request_files import request_path
 from overnight.ledger.run import Run
 from overnight.limits.prices import job_rates
 from overnight.providers.account import account_of
 from overnight.providers.adoption import token_of
 from overnight.providers.provider import Provider
 from overnight.providers.replies import RemoteBatch, RemoteFile
+from overnight.store.objects import keep, move, objects_of
 from tasks.credentials import provider_of
 
 _UPLOAD = re.compile(r"overnight-([0-9a-f]{32})\.jsonl")
@@ -128,7 +130,7 @@ def recover(run: Run, provider: Provider, *, unsent: bool = False, same_account:
     ledger, folder, job, now = run.ledger, run.folder, run.job.name, time.time()
     listed, uploads = list(provider.batches()), _uploads(provider)  # before anything is written
     shards = ledger.shards(job)
-    files = list(unknown_files(folder.requests, shards))
+    files = list(unknown_files(folder, shards))
     new = [shard_of(path, run.job.profile) for path in files]
     begun = [shard for shard in shards if all(batch.batch_id is None for batch in shard.batches)]
     candidates = [Candidate(one.file_name, one.key, one.bytes) for one in sorted([*begun, *new], key=_by_name)]
@@ -141,6 +143,9 @@ def recover(run: Run, provider: Provider, *, unsent: bool = False, same_account:
             "that they are listed no more? If they never were, overnight recover --unsent lets their requests be sent"
         )
     account = account_of(ledger, provider)
+    for path, shard in zip(files, new, strict=True):
+        if (place := request_path(folder, shard)) != path:  # an object's key is that of the provider's address
+            keep(path, at=place)
     ledger.take_over(job, None if ledger.job(job) else record_of(run, now), new, unsent=silent)
     rates = {model: job_rates(run.job, model) for model in {shard.model for shard in ledger.shards(job)}}
     for shard in ledger.shards(job):
@@ -188,12 +193,15 @@ def _uploads(provider: Provider) -> list[RemoteFile]:
 def _move_results(run: Run, shards: Iterable[Shard], now: float) -> int:
     """Moves result parts aside that belong to attempts of the other ledger: numbers of attempts begin again here."""
     known = {part_name(shard, batch) for shard in shards for batch in shard.batches if batch.collected_at is not None}
-    strange: list[Path] = [part for part in run.folder.results.glob("*.parquet") if part.name not in known]
+    folder = run.folder
+    names = [part.name for part in folder.results.glob("*.parquet")]
+    names += [Path(kept.name).name for kept in objects_of(folder.path) if kept.name.startswith("results/")]
+    strange = set(names) - known
+    aside = folder.path / f"results-before-{now:.0f}"
     if strange:
-        aside = run.folder.path / f"results-before-{now:.0f}"
         aside.mkdir(parents=True, exist_ok=True)
-        for part in strange:
-            part.replace(aside / part.name)
+    for name in strange:
+        move(folder.results / name, aside / name)
     return len(strange)
 
 

@@ -14,9 +14,10 @@ from overnight.job.prompt import definition_of
 from overnight.ledger.builder import Build
 from overnight.ledger.identity import claim_folder, keep_count
 from overnight.ledger.records import JobRecord, NewShard, Shard
-from overnight.ledger.request_files import place_file
+from overnight.ledger.request_files import place_file, request_path
 from overnight.ledger.run import Run, self_contained
 from overnight.store.files import sync_folder
+from overnight.store.objects import forget, keep
 from tasks.credentials import provider_of
 
 
@@ -50,14 +51,18 @@ def plan_staged(run: Run, build: Build) -> None:
     )
     sync_folder(folder.staging)
     claim_folder(run)
+    staged_rows, rows = folder.staging / "rows.parquet", folder.rows(build.token)
+    for shard in fresh:
+        keep(folder.staging / shard.file_name, at=request_path(folder, shard))
+    keep(staged_rows, at=rows)
     ledger.plan(record, fresh, drop=[shard.id for shard in outdated])
     for shard in fresh:
-        place_file(folder, folder.staging / shard.file_name)
-    (folder.staging / "rows.parquet").replace(folder.rows)
+        place_file(folder, folder.staging / shard.file_name, request_path(folder, shard))
+    staged_rows.replace(rows)
     sync_folder(folder.path)
     keep_count(run)
     for shard in outdated:
-        (folder.requests / shard.file_name).unlink(missing_ok=True)
+        forget(request_path(folder, shard))
     shutil.rmtree(folder.staging)
 
 

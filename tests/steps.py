@@ -27,7 +27,7 @@ PATIENCE = 60.0
 """Seconds to wait for another process."""
 
 
-def build(job: Any, home: Path) -> Run:
+def build(job: Any, home: Path | str) -> Run:
     """build → validate."""
     run = open_run(job, home=str(home))
     with leased(run.ledger, run.job.name, PATIENCE):
@@ -80,7 +80,7 @@ def finish(run: Run, steps: int = 50) -> Tally:
     raise AssertionError("the job does not end")
 
 
-def run_job(job: Any, home: Path) -> tuple[Run, pd.DataFrame]:
+def run_job(job: Any, home: Path | str) -> tuple[Run, pd.DataFrame]:
     """All steps; returns the joined table too."""
     run = build(job, home)
     finish(run)

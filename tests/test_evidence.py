@@ -475,7 +475,7 @@ def test_a_build_moves_what_a_killed_one_planned_and_never_overwrites_what_was_s
     (path,) = run.folder.requests.iterdir()
     run.folder.staging.mkdir()
     path.rename(run.folder.staging / path.name)  # as a process leaves it that dies once the ledger is written
-    run.folder.rows.rename(run.folder.staging / "rows.parquet")
+    run.folder.rows(None).rename(run.folder.staging / "rows.parquet")
     assert finish(run).statuses == {"succeeded": 1}
     strange = run.folder.requests / "0009-0000.jsonl"
     strange.write_text(json.dumps({"custom_id": "x"}) + "\n")

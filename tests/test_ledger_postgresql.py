@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from overnight.errors import LedgerError, LedgerUnavailable
 from overnight.ledger.database import Ledger
 from overnight.ledger.states import State
-from tests.server import free_port
+from tests.postgresql import Server, needs_postgresql
 from tests.steps import opened_by_four
 from tests.test_ledger import RECORD, new_shard
 
-pytestmark = pytest.mark.skipif(shutil.which("initdb") is None, reason="needs PostgreSQL's initdb and pg_ctl in PATH")
-_USER: dict[str, Any] = {"user": "nobody"} if os.geteuid() == 0 else {}
-"""PostgreSQL does not run as root."""
-
-
-class Server:
-    """A PostgreSQL of its own."""
-
-    def __init__(self) -> None:
-        self.folder = Path(subprocess.check_output(["mktemp", "-d"], text=True, **_USER).strip())
-        self.port = free_port()
-        self.url = f"postgresql+psycopg://overnight@127.0.0.1:{self.port}/postgres"
-        self._run("initdb", "-D", self.folder / "data", "-U", "overnight", "--no-sync")
-
-    def _run(self, *command: str | Path) -> None:
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", **_USER)
-
-    def start(self) -> None:
-        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        self._run("pg_ctl", "-D", self.folder / "data", "-o", options, "-l", self.folder / "log", "-w", "start")
-
-    def stop(self) -> None:
-        self._run("pg_ctl", "-D", self.folder / "data", "-m", "immediate", "stop")
+pytestmark = needs_postgresql
 
 
 @pytest.fixture(scope="module")
@@ -161,5 +135,4 @@ def test_a_database_that_does_not_come_back_is_trouble_and_nothing_that_is_damag
 
 
 def test_four_processes_that_open_a_new_database_at_once_all_succeed(server: Server) -> None:
-    subprocess.run(["createdb", "-h", "127.0.0.1", "-p", str(server.port), "-U", "overnight", "fresh"], check=True)
-    assert len(set(opened_by_four(server.url.replace("/postgres", "/fresh")))) == 1
+    assert len(set(opened_by_four(server.database()))) == 1

@@ -22,6 +22,7 @@ from overnight.errors import JobError, Terminal
 from overnight.job.job import Job, Table
 from overnight.ledger.records import JobRecord
 from overnight.ledger.run import Run
+from overnight.store.home import shown
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable, Transaction
@@ -96,7 +97,7 @@ def commit_joined(run: Run, record: JobRecord, *, awaited: bool) -> int | None:
             failure = error
     raise Terminal(
         f"output.table: {table.uri} did not take the rows of {run.job.name}: {_said(failure)}. "
-        f"{run.folder.joined} is whole, and the next run tries again; nothing is sent twice"
+        f"{shown(run.folder.joined)} is whole, and the next run tries again; nothing is sent twice"
     )
 
 

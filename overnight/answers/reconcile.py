@@ -27,6 +27,7 @@ from overnight.ledger.run import Run
 from overnight.limits.budget import batch_rates
 from overnight.limits.prices import Rates
 from overnight.rows.lines import BUFFER_BYTES, custom_ids
+from overnight.store.objects import forget
 from overnight.store.parquet import TableWriter, write_parquet
 
 logger = logging.getLogger("overnight.parse")
@@ -239,7 +240,7 @@ def restore_parts(run: Run) -> None:
         rates = batch_rates(run.job, shard, batch)
         parsed = reconcile(files, request_file, part, answer_of(run.job), rates)
         if parsed.counts != batch.verdicts:
-            part.unlink()
+            forget(part)
             raise LedgerError(
                 f"{part} is missing, and {folder.responses} gives other verdicts ({parsed.counts}) than were collected "
                 f"({batch.verdicts}): restore both from a backup"

@@ -9,6 +9,8 @@ from pathlib import Path
 from overnight.answers.judge import LOST, FilesFound
 from overnight.errors import LedgerError
 from overnight.ledger.records import Batch
+from overnight.store.home import shown
+from overnight.store.objects import is_there
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ def collected_files(folder: Path, batch: Batch) -> ResponseFiles:
         LedgerError: one is gone.
     """
     paths = [(response_path(folder, batch, kind), _older_path(folder, batch, kind)) for kind in ("output", "error")]
-    output, error = (path if path.exists() or not older.exists() else older for path, older in paths)
+    output, error = (path if is_there(path) or not is_there(older) else older for path, older in paths)
     if batch.output_file_id and batch.status != LOST and not output.exists():
-        raise LedgerError(f"{output} is missing, and so are the results that were read from it: restore one of them")
+        raise LedgerError(
+            f"{shown(output)} is missing, and so are the results that were read from it: restore one of them"
+        )
     return ResponseFiles(batch, output if output.exists() else None, error if error.exists() else None)

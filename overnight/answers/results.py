@@ -14,6 +14,8 @@ from overnight.job.answer import Answer
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.states import State
 from overnight.rows.ids import Hashes, id_hashes
+from overnight.store.home import shown
+from overnight.store.objects import is_there
 from overnight.store.parquet import check_rows, open_parquet, read_batches
 
 
@@ -59,7 +61,7 @@ def unmetered(rows: pa.RecordBatch | pa.Table) -> pa.Array:
 def missing_parts(folder: Path, shards: Sequence[Shard]) -> list[tuple[Shard, Batch]]:
     """Attempts that the ledger knows as collected, whose results are not there."""
     collected = [(shard, b) for shard in shards for b in shard.batches if b.state is State.COLLECTED]
-    return [(shard, batch) for shard, batch in collected if not (folder / part_name(shard, batch)).exists()]
+    return [(shard, batch) for shard, batch in collected if not is_there(folder / part_name(shard, batch))]
 
 
 def result_parts(folder: Path, shards: Sequence[Shard]) -> list[Path]:
@@ -70,8 +72,10 @@ def result_parts(folder: Path, shards: Sequence[Shard]) -> list[Path]:
     """
     if missing := missing_parts(folder, shards):
         names = ", ".join(part_name(*one) for one in missing[:5])
-        raise LedgerError(f"{folder} lacks {names}, which was collected: run the job, it is made anew from responses/")
-    parts = sorted(folder.glob("*.parquet"))
+        raise LedgerError(
+            f"{shown(folder)} lacks {names}, which was collected: run the job, it is made anew from responses/"
+        )
+    parts = sorted(folder.glob("*.parquet"))  # all that are known are here by now
     known = {part_name(shard, batch) for shard in shards for batch in shard.batches}
     if strange := [part.name for part in parts if part.name not in known]:
         raise LedgerError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from overnight.ledger.builder import Build, Builder
 from overnight.ledger.built_rows import built_map
 from overnight.ledger.database import Ledger
 from overnight.ledger.identity import check_folder
+from overnight.ledger.records import Shard
 from overnight.ledger.request_files import placed_file, request_file
 from overnight.ledger.run import Run
 from overnight.limits.budget import trial_limit
@@ -36,7 +38,15 @@ def build_into(staging: Path, run: Run) -> Build:
     known = known_ids(job, folder, ledger, superseded)
     canary = canary_size(job, ledger, superseded)
     trial = trial_limit(job, ledger.shards(job.name))
-    builder = Builder(job, staging, known, sent_lines(job, folder), ledger.next_round(job.name), canary, trial)
+    builder = Builder(
+        job,
+        staging,
+        known,
+        sent_lines(job, folder, ledger.shards(job.name)),
+        ledger.next_round(job.name),
+        canary,
+        trial,
+    )
     build = builder.build(rows)
     return msgspec.structs.replace(build, superseded=tuple(sorted(superseded)))
 
@@ -79,11 +89,11 @@ def known_ids(job: Job, folder: JobFolder, ledger: Ledger, superseded: set[int])
     return known
 
 
-def sent_lines(job: Job, folder: JobFolder) -> IdSet:
+def sent_lines(job: Job, folder: JobFolder, shards: Sequence[Shard]) -> IdSet:
     """Hashes of all lines of a batch JSONL file that were ever sent: an id of it has one body for ever."""
     lines = IdSet()
     if job.is_request_file:
-        for path in sorted(folder.requests.glob("*.jsonl")):
+        for path in filter(None, (placed_file(folder, shard, job.profile) for shard in shards)):
             with path.open("rb") as stream:
                 lines.add_all(stream)
     return lines

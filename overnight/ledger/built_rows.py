@@ -12,6 +12,7 @@ from overnight.ledger.records import JobRecord
 from overnight.ledger.run import Run
 from overnight.rows.requests import request_source
 from overnight.rows.tables import ROWS
+from overnight.store.objects import is_there
 from overnight.store.parquet import open_parquet
 
 
@@ -21,13 +22,14 @@ def built_map(run: Run, record: JobRecord) -> Path:
     Raises:
         LedgerError: it is gone, or another build's.
     """
-    for path in (run.folder.rows, run.folder.staging / "rows.parquet"):
-        if path.exists():
+    place = run.folder.rows(record.build)
+    for path in (place, run.folder.staging / "rows.parquet"):
+        if is_there(path):
             with open_parquet(path) as opened:
                 about = opened.schema_arrow.metadata or {}
-            mine = about.get(b"build", b"").decode() == record.build if record.build else path == run.folder.rows
+            mine = about.get(b"build", b"").decode() == record.build if record.build else path == place
             if mine and about.get(b"fingerprint", b"").decode() == record.fingerprint:
-                return path if path == run.folder.rows else path.replace(run.folder.rows)
+                return path if path == place else path.replace(place)
     raise LedgerError(f"the map of rows of {run.job.name!r} is gone, or of another build: run the job again")
 
 

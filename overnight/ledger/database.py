@@ -30,6 +30,7 @@ from overnight.ledger.tables import (
     LEASES,
     SHARDS,
 )
+from overnight.store.objects import address, is_shared
 
 _LEARNED_SECONDS = 86_400.0
 """How long a learned limit holds: tiers rise, and other programs' batches end within a day."""
@@ -51,6 +52,11 @@ class Ledger(Database):
         """
         if url := os.environ.get("OVERNIGHT_LEDGER_URL"):
             return _open(url)
+        if is_shared(home):
+            raise LedgerError(
+                f"the home {address(home)} is on an object store, and its ledger has to be a PostgreSQL database: set "
+                "OVERNIGHT_LEDGER_URL=postgresql+psycopg://…"
+            )
         path = home / "ledger.db"
         gone = not path.exists() or not path.stat().st_size
         if gone and not anew and (sent := next(home.glob("*/requests/*.jsonl"), None)) is not None:

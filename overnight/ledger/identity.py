@@ -15,8 +15,9 @@ import msgspec
 from overnight.errors import LedgerError
 from overnight.ledger.records import FolderRecord
 from overnight.ledger.run import Run
-from overnight.store.files import write_text
-from overnight.store.home import JobFolder
+from overnight.store.files import read_head, write_head
+from overnight.store.home import JobFolder, shown
+from overnight.store.objects import is_shared, refresh
 
 _writing = threading.Lock()
 
@@ -35,12 +36,15 @@ def read_mark(folder: JobFolder) -> FolderMark | None:
     Raises:
         LedgerError: it cannot be read.
     """
+    return _read(folder)[0]
+
+
+def _read(folder: JobFolder) -> tuple[FolderMark | None, str | None]:
+    found, version = read_head(folder.mark)
     try:
-        return msgspec.json.decode(folder.mark.read_bytes(), type=FolderMark)
-    except FileNotFoundError:
-        return None
+        return (msgspec.json.decode(found, type=FolderMark) if found is not None else None), version
     except msgspec.MsgspecError as error:
-        raise LedgerError(f"{folder.mark} is damaged ({error}): {_mend(folder)}") from None
+        raise LedgerError(f"{shown(folder.mark)} is damaged ({error}): {_mend(folder)}") from None
 
 
 def check_folder(run: Run) -> None:
@@ -50,10 +54,13 @@ def check_folder(run: Run) -> None:
         LedgerError: says how the job is taken up again.
     """
     folder, ledger = run.folder, run.ledger
+    refresh(folder.path)
     mark, record = read_mark(folder), ledger.folder(run.job.name)
     shards = ledger.shards(run.job.name)
     if wrong := _disagreement(mark, record, ledger.identity, sent=any(shard.batches for shard in shards)):
-        raise LedgerError(f"{folder.path} {wrong}: {_mend(folder)}")
+        raise LedgerError(f"{shown(folder.path)} {wrong}: {_mend(folder)}")
+    if is_shared(folder.path):  # a build puts its files before it is planned, and may be killed in between
+        return
     known = {shard.file_name for shard in shards}
     if strange := sorted(path.name for path in folder.requests.glob("*.jsonl") if path.name not in known):
         raise LedgerError(
@@ -92,11 +99,11 @@ def _disagreement(mark: FolderMark | None, record: FolderRecord | None, ledger: 
 def claim_folder(run: Run) -> None:
     """Has the folder and the ledger know each other, before the first request file is planned."""
     folder, ledger, job = run.folder, run.ledger, run.job.name
-    mark = read_mark(folder)
+    mark, version = _read(folder)
     if mark is None:
         known = ledger.folder(job)
         mark = FolderMark(ledger.identity, known.folder if known else uuid4().hex, 0)
-        _write(folder, mark)
+        _write(folder, mark, version)
     if ledger.folder(job) is None:
         ledger.keep_folder(FolderRecord(job, mark.folder, mark.counter))
 
@@ -104,23 +111,23 @@ def claim_folder(run: Run) -> None:
 def keep_count(run: Run) -> None:
     """Lets the folder's count follow the ledger's: after a build, and before every paid call."""
     with _writing:  # several shards are sent at once, and the count may not go back
-        mark, record = read_mark(run.folder), run.ledger.folder(run.job.name)
+        (mark, version), record = _read(run.folder), run.ledger.folder(run.job.name)
         if mark is not None and record is not None and mark.counter < record.counter:
-            _write(run.folder, msgspec.structs.replace(mark, counter=record.counter))
+            _write(run.folder, msgspec.structs.replace(mark, counter=record.counter), version)
 
 
 def reclaim_folder(run: Run) -> None:
     """Makes the folder this ledger's, once everything that was sent from it was looked for."""
     folder, ledger, job = run.folder, run.ledger, run.job.name
-    mark, record = read_mark(folder), ledger.folder(job)
+    (mark, version), record = _read(folder), ledger.folder(job)
     counter = max(mark.counter if mark else 0, record.counter if record else 0) + 1
     identity = mark.folder if mark else record.folder if record else uuid4().hex
     ledger.keep_folder(FolderRecord(job, identity, counter))
-    _write(folder, FolderMark(ledger.identity, identity, counter))
+    _write(folder, FolderMark(ledger.identity, identity, counter), version)
 
 
-def _write(folder: JobFolder, mark: FolderMark) -> None:
-    write_text(folder.mark, msgspec.json.encode(mark).decode() + "\n")
+def _write(folder: JobFolder, mark: FolderMark, version: str | None) -> None:
+    write_head(folder.mark, msgspec.json.encode(mark).decode() + "\n", version)
 
 
 def _mend(folder: JobFolder) -> str:

@@ -11,13 +11,16 @@ import msgspec
 from overnight.job.profiles import Profile
 from overnight.job.prompt import definition_of
 from overnight.ledger.records import JobRecord, NewShard, Shard
+from overnight.ledger.request_files import request_path
 from overnight.ledger.run import Run, self_contained
 from overnight.ledger.shards import file_key
 from overnight.rows.ids import IdSet
 from overnight.rows.tokens import estimated_tokens
+from overnight.store.home import JobFolder
+from overnight.store.objects import is_shared, is_there, objects_of
 from overnight.store.parquet import open_parquet, read_batches
 
-_NAME = re.compile(r"(\d{4,})-(\d{4,})\.jsonl")
+_NAME = re.compile(r"(\d{4,})-(\d{4,})(?:-[0-9a-f]{32})?\.jsonl")
 
 
 class _Body(msgspec.Struct):
@@ -32,11 +35,22 @@ class _Line(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Line).decode
 
 
-def unknown_files(requests: Path, shards: Iterable[Shard]) -> Iterator[Path]:
-    """The request files of a job that no shard of the ledger is, in the order in which they were written."""
-    known = {shard.file_name for shard in shards}
-    mine = [path for path in requests.glob("*.jsonl") if _NAME.fullmatch(path.name)]
-    yield from sorted(path for path in mine if path.name not in known)
+def unknown_files(folder: JobFolder, shards: Iterable[Shard]) -> Iterator[Path]:
+    """The request files of a job that no shard of the ledger is, in the order in which they were written.
+
+    Of objects of one round and number the last counts: a build put the others and was killed before they were planned.
+    """
+    known = {request_path(folder, shard).name for shard in shards}
+    kept = sorted((one for one in objects_of(folder.path) if one.name.startswith("requests/")), key=lambda one: one.at)
+    last = {_numbers(one.name): folder.path / one.name for one in kept}
+    mine = last.values() if is_shared(folder.path) else folder.requests.glob("*.jsonl")
+    yield from sorted(path for path in mine if _numbers(path.name) and path.name not in known and is_there(path))
+
+
+def _numbers(name: str) -> tuple[str, str] | None:
+    """The round and the number in a request file's name."""
+    found = _NAME.fullmatch(Path(name).name)
+    return (found[1], found[2]) if found else None
 
 
 def shard_of(path: Path, profile: Profile) -> NewShard:
@@ -64,15 +78,22 @@ def shard_of(path: Path, profile: Profile) -> NewShard:
     )
 
 
+def _last_rows(folder: JobFolder) -> Path | None:
+    """The map of rows of the last build: the only one on a disk, the latest object in a store."""
+    maps = [kept for kept in objects_of(folder.path) if Path(kept.name).match("rows-*.parquet")]
+    path = folder.path / max(maps, key=lambda kept: kept.at).name if maps else folder.rows(None)
+    return path if is_there(path) else None
+
+
 def record_of(run: Run, now: float) -> JobRecord | None:
     """A job's record out of its map of rows; None where it has none."""
-    if not run.folder.rows.exists():
+    if (path := _last_rows(run.folder)) is None:
         return None
-    with open_parquet(run.folder.rows) as opened:
+    with open_parquet(path) as opened:
         about = opened.schema_arrow.metadata or {}
         rows = int(opened.metadata.num_rows)
     ids = IdSet()
-    for batch in read_batches(run.folder.rows, ["custom_id"]):
+    for batch in read_batches(path, ["custom_id"]):
         ids.add_all(one for one in batch["custom_id"].to_pylist() if one is not None)
     return JobRecord(
         name=run.job.name,

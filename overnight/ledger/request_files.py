@@ -16,18 +16,25 @@ from overnight.rows.lines import custom_ids
 from overnight.rows.requests import Kind
 from overnight.rows.tokens import frame_bytes
 from overnight.store.files import disk_errors, make_private, sync_folder
-from overnight.store.home import JobFolder
+from overnight.store.home import JobFolder, shown
+from overnight.store.objects import is_shared, is_there, keep
+
+
+def request_path(folder: JobFolder, shard: NewShard) -> Path:
+    """Where a shard's request file belongs; an object's name tells what it holds, as it is never written twice."""
+    name = f"{Path(shard.file_name).stem}-{shard.key}.jsonl" if is_shared(folder.path) else shard.file_name
+    return folder.requests / name
 
 
 def placed_file(folder: JobFolder, shard: Shard, profile: Profile) -> Path | None:
     """A shard's request file; one that was planned and not yet moved into place, since a process died, is moved."""
-    path = folder.requests / shard.file_name
-    if path.exists():
+    path = request_path(folder, shard)
+    if is_there(path):
         return path
     for staging in (folder.staging, folder.retries(shard.round)):
         staged = staging / shard.file_name
         if staged.exists() and file_key(staged, shard.url, profile) == shard.key:
-            place_file(folder, staged)
+            place_file(folder, staged, path)
             return path
     return None
 
@@ -38,9 +45,9 @@ def request_file(folder: JobFolder, shard: Shard, profile: Profile) -> Path:
     Raises:
         LedgerError: it is gone.
     """
-    path = folder.requests / shard.file_name
-    if placed_file(folder, shard, profile) is not None:
-        return path
+    if (found := placed_file(folder, shard, profile)) is not None:
+        return found
+    path = shown(request_path(folder, shard))
     what = "and its requests are under way" if shard.sent else "nothing of it was sent"
     raise LedgerError(f"{path} is missing ({what}): restore it from a backup")
 
@@ -54,17 +61,16 @@ def whole_file(folder: JobFolder, shard: Shard, profile: Profile) -> Path:
     path = request_file(folder, shard, profile)
     if file_key(path, shard.url, profile) != shard.key:
         what = "and what was sent cannot be told from what was not" if shard.sent else "nothing of it was sent"
-        raise LedgerError(f"{path} is missing or not as it was planned ({what}): restore it from a backup")
+        raise LedgerError(f"{shown(path)} is missing or not as it was planned ({what}): restore it from a backup")
     return path
 
 
-def place_file(folder: JobFolder, staged: Path) -> None:
+def place_file(folder: JobFolder, staged: Path, path: Path) -> None:
     """Moves a planned request file into place, where none may stand yet: what was sent is never overwritten.
 
     Raises:
         LedgerError: another file of the name stands there.
     """
-    path = folder.requests / staged.name
     if path.exists() and path.read_bytes() != staged.read_bytes():
         raise LedgerError(f"{path} is there already, and is another than the ledger planned: have it looked for at the "
                           f"provider: overnight recover {folder.job}")  # fmt: skip
@@ -76,7 +82,7 @@ def place_file(folder: JobFolder, staged: Path) -> None:
 def place_round(folder: JobFolder, planned: Sequence[NewShard]) -> None:
     """Moves what goes out again into place, once the ledger knows of it."""
     for new in planned:
-        place_file(folder, folder.retries(new.round) / new.file_name)
+        place_file(folder, folder.retries(new.round) / new.file_name, request_path(folder, new))
     for round_ in {new.round for new in planned}:
         shutil.rmtree(folder.retries(round_), ignore_errors=True)
 
@@ -121,6 +127,8 @@ def staged_files(folder: JobFolder, round_: int, write: Callable[[Path], Iterato
     with disk_errors(staging):
         planned = list(write(staging))
         sync_folder(staging)
+    for new in planned:
+        keep(staging / new.file_name, at=request_path(folder, new))
     if not planned:
         staging.rmdir()
     return planned

@@ -18,6 +18,7 @@ from overnight.ledger.states import State
 from overnight.rows.dataset import Rows, first_rows, open_dataset
 from overnight.rows.frames import save_frame
 from overnight.store.home import JobFolder, home_path
+from overnight.store.objects import address
 from overnight.text import did_you_mean
 
 
@@ -70,7 +71,7 @@ def open_run(job: Job | Mapping[str, Any] | Path | str, dataset: Any = None, hom
     Args:
         job: a `Job`, its fields, or the path of its file.
         dataset: a table (pandas, polars, Arrow) in place of the job's dataset; kept in the job's folder.
-        home: the folder of runs; else `OVERNIGHT_HOME`, else `data/runs`.
+        home: the folder of runs, or the URL of one on an object store; else `OVERNIGHT_HOME`, else `data/runs`.
 
     Raises:
         JobError: the job is not valid.
@@ -81,7 +82,7 @@ def open_run(job: Job | Mapping[str, Any] | Path | str, dataset: Any = None, hom
     folder = JobFolder(home_path(home), read.name)
     if dataset is not None:
         save_frame(dataset, folder.frame)
-        read = read.model_copy(update={"dataset": read.dataset.model_copy(update={"path": str(folder.frame)})})
+        read = read.model_copy(update={"dataset": read.dataset.model_copy(update={"path": address(folder.frame)})})
     return Run(read, folder.home)
 
 
@@ -94,7 +95,7 @@ def recorded_run(name: str, home: str | Path | None = None) -> Run:
     path = home_path(home)
     ledger = Ledger.of(path)
     if (record := ledger.job(name)) is None:
-        raise JobError(f"no job {name!r} was built in {path}{did_you_mean(name, ledger.jobs())}")
+        raise JobError(f"no job {name!r} was built in {address(path)}{did_you_mean(name, ledger.jobs())}")
     return Run(load_job(record.job), path)
 
 

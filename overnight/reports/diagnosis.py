@@ -14,6 +14,7 @@ from overnight.ledger.database import Ledger, ledger_exists
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.run import Run, all_shards, recorded_run
 from overnight.reports.look import failures
+from overnight.store.objects import address, is_there
 from overnight.store.parquet import read_batches
 from overnight.text import code, duration, inline, table
 
@@ -129,7 +130,7 @@ def diagnosis_of(name: str, home: Path) -> str:
     if run.job.has_variants:
         return "\n".join(diagnosis_of(one.job.name, home) for one in run.variants().values())
     text = diagnosis_text(name, batches, grouped(_results(run, batches)))
-    if name != run.job.name or not run.folder.joined.exists() or not (unsent := failures(run, unsent=True)):
+    if name != run.job.name or not is_there(run.folder.joined) or not (unsent := failures(run, unsent=True)):
         return text
     rows = [
         (inline(one.code), f"{one.rows:,}", f"{one.first + 1:,}", inline(one.key) or "–", inline(one.message[:300]),
@@ -151,7 +152,8 @@ def find_batches(name: str, home: Path) -> tuple[Run, list[tuple[Shard, Batch]]]
     if not matching and ledger_exists(home) and name in Ledger.of(home).jobs():
         return recorded_run(name, home), []
     if not matching:
-        raise JobError(f"the ledger of {home} knows no job and no batch named {name!r}: `overnight list` shows batches")
+        what = f"no job and no batch named {name!r}"
+        raise JobError(f"the ledger of {address(home)} knows {what}: `overnight list` shows batches")
     return recorded_run(matching[0][0].job, home), matching
 
 
@@ -159,6 +161,6 @@ def _results(run: Run, batches: list[tuple[Shard, Batch]]) -> Iterator[tuple[str
     columns = ["custom_id", "verdict", "error_code", "error_message"]
     for shard, batch in batches:
         part = run.folder.results / part_name(shard, batch)
-        if part.exists():
+        if is_there(part):
             for rows in read_batches(part, columns):
                 yield from zip(*(rows[name].to_pylist() for name in columns), strict=True)

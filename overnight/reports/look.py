@@ -14,6 +14,7 @@ from overnight.errors import JobError
 from overnight.ledger.run import Run
 from overnight.rows.samples import input_columns
 from overnight.store.files import atomic_path
+from overnight.store.objects import is_there
 from overnight.store.table import FILE, NUMBER, columns_of, numbered, one, opened, quoted, text
 from overnight.text import counted_of, did_you_mean
 
@@ -96,7 +97,7 @@ def joined_table(run: Run) -> Path:
     Raises:
         JobError: the job has none yet.
     """
-    if not run.folder.joined.exists():
+    if not is_there(run.folder.joined):
         name = run.job.name
         raise JobError(f"the job {name!r} has no joined table yet: `overnight status` tells what it waits for")
     return run.folder.joined

@@ -13,6 +13,7 @@ from overnight.ledger.records import Batch, Shard
 from overnight.ledger.run import Run
 from overnight.ledger.states import AT_PROVIDER, State
 from overnight.store.home import JobFolder
+from overnight.store.objects import address, is_kept
 from overnight.text import counted_of, did_you_mean, dollars, duration
 
 _MOST_ROWS = 300
@@ -202,13 +203,13 @@ def job_rows(home: Path, name: str | None = None) -> list[JobRow]:
     ledger = Ledger.of(home) if ledger_exists(home) else None
     names = ledger.jobs() if ledger else []
     if name is not None and name not in names:
-        raise JobError(f"no job {name!r} was built in {home}{did_you_mean(name, names)}")
+        raise JobError(f"no job {name!r} was built in {address(home)}{did_you_mean(name, names)}")
     found = []
     for one in names if name is None else [name]:
         if ledger is not None and (record := ledger.job(one)) is not None:
             shards = ledger.shards(one)
             now = job_status(one, shards, record.requests, record.stopped)
-            joined = JobFolder(home, one).joined.exists()
+            joined = is_kept(JobFolder(home, one).joined)
             state, why = _state(now, joined=joined)
             found.append(JobRow(one, state, record.rows, now.requests, now.answered, now.open_batches, _cost(shards),
                                 record.built_at, why))  # fmt: skip

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from overnight.store.objects import address
 from overnight.text import counted_of, dollars, printable
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Summary:
-    """The outcome of a run. The paths are absolute."""
+    """The outcome of a run. The paths are absolute; of a home on an object store, those of this process's copies."""
 
     job: str
     rows: int
@@ -120,7 +121,7 @@ class Summary:
         """The outcome as a notebook shows it: counts, cost, and the first rows."""
         tokens = f"{self.input_tokens:,} input and {self.output_tokens:,} output tokens, cost {dollars(self.cost_usd)}"
         told = f"<b>{escape(self.job)}</b>: {escape(self.outcome)}<br>{escape(tokens)}"
-        return f"{told}<br><code>{escape(str(self.joined))}</code>{self._first_rows()}"
+        return f"{told}<br><code>{escape(address(self.joined))}</code>{self._first_rows()}"
 
     def _first_rows(self) -> str:
         """The first rows as an HTML table; nothing where the joined table is gone."""
@@ -142,7 +143,7 @@ class Summary:
                  "cost_usd", "billed_usd", "stopped", "awaited", "new_rows", "joined", "failed_rows", "report",
                  "seconds")  # fmt: skip
         values = asdict(self)
-        return {name: str(values[name]) if isinstance(values[name], Path) else values[name] for name in names}
+        return {name: address(values[name]) if isinstance(values[name], Path) else values[name] for name in names}
 
 
 def _short(value: Any) -> str:

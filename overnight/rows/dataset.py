@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Literal, Protocol
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ from overnight.rows.columns import Column, kept_column, whole_numbers
 from overnight.rows.delimited import Delimited
 from overnight.rows.files import File, find_files
 from overnight.rows.json_lines import JsonLines, line_blocks
+from overnight.store.objects import address, version_of
 from overnight.store.threads import read_ahead
 
 BATCH_ROWS = 2048
@@ -300,7 +302,10 @@ def _completed(batch: pa.RecordBatch, schema: pa.Schema, file: File) -> pa.Recor
 def _fingerprint(files: list[File]) -> str:
     seen = hashlib.blake2b(digest_size=16)
     for file in files:
+        if (version := version_of(Path(file.path))) is not None:  # its path, and its time, are of a working copy
+            seen.update(repr((address(Path(file.path)), version)).encode())
+            continue
         about = file.filesystem.info(file.path)
-        stamp = next((about[key] for key in ("ETag", "etag", "mtime", "LastModified") if key in about), None)
+        stamp = next((about[key] for key in ("ETag", "etag", "e_tag", "mtime", "LastModified") if key in about), None)
         seen.update(repr((file.path, about.get("size"), str(stamp))).encode())
     return seen.hexdigest()

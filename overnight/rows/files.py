@@ -7,6 +7,8 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple, cast
 from urllib.parse import unquote
 
@@ -14,6 +16,7 @@ import fsspec
 import pyarrow as pa
 
 from overnight.errors import DatasetError
+from overnight.store.objects import SCHEMES, local_path
 
 _COMPRESSED = {"gz": "gzip", "gzip": "gzip", "bz2": "bz2", "zst": "zstd", "zstd": "zstd", "lz4": "lz4"}
 _MARKS = (
@@ -66,7 +69,7 @@ def find_files(path: str, kinds: frozenset[str]) -> list[File]:
     if not path:
         raise DatasetError("the job has no dataset: set dataset.path, or hand a DataFrame over as `dataset=`")
     try:
-        filesystem, root = fsspec.core.url_to_fs(path)
+        filesystem, root = _filesystem(local_path(path))
         folder, found = _find(filesystem, root, kinds)
     except (ImportError, ValueError) as error:
         raise DatasetError(f"cannot open {path}: {error}") from None
@@ -76,6 +79,19 @@ def find_files(path: str, kinds: frozenset[str]) -> list[File]:
         hint = "" if filesystem.isdir(root) else "; relative paths start at the working directory"
         raise DatasetError(f"there is no dataset at {path}{hint}")
     return [File(filesystem, one, _partitions(one[len(folder) :])) for one in sorted(found)]
+
+
+def _filesystem(path: str) -> tuple[Any, str]:
+    """Who reads a path: fsspec's own for its scheme where that is installed, else what the home is kept with."""
+    try:
+        found: tuple[Any, str] = fsspec.core.url_to_fs(path)
+    except ImportError:
+        scheme = path.partition("://")[0]
+        if scheme not in SCHEMES or find_spec("obstore") is None:
+            raise
+        import_module("obstore.fsspec").register(scheme)
+        found = fsspec.core.url_to_fs(path)
+    return found
 
 
 def _find(filesystem: Any, root: str, kinds: frozenset[str]) -> tuple[str, list[str]]:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from overnight.errors import DatasetError
 from overnight.store.files import atomic_path
+from overnight.store.objects import is_there
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +27,7 @@ def save_frame(frame: Any, path: Path) -> None:
     table = _as_arrow(frame)
     if not table.num_rows:
         raise DatasetError("the DataFrame has no rows")
-    if path.exists() and pq.ParquetFile(path).schema_arrow.equals(table.schema) and pq.read_table(path).equals(table):
+    if is_there(path) and pq.ParquetFile(path).schema_arrow.equals(table.schema) and pq.read_table(path).equals(table):
         return  # rewriting it would look like another dataset
     try:
         with atomic_path(path) as part:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from overnight.errors import HomeError
+from overnight.store.objects import keep, read_object, swap_object
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 
@@ -34,7 +35,10 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a `.part` path that takes the place of `path` when the block ends well, and is removed when not."""
+    """Yields a `.part` path that takes the place of `path` when the block ends well, and is removed when not.
+
+    In a home on an object store it is an object before it is a file.
+    """
     part = path.with_name(path.name + ".part")
     make_private(part.parent)
     try:
@@ -44,6 +48,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             part.chmod(0o600)  # whatever the umask, and whoever wrote it: it holds somebody's rows
             with part.open("rb") as written:
                 os.fsync(written.fileno())
+            keep(part, at=path)
             part.replace(path)
             sync_folder(path.parent)
     finally:
@@ -69,6 +74,26 @@ def write_text(path: Path, text: str) -> None:
     """Writes a whole small file atomically, as UTF-8."""
     with atomic_open(path) as stream:
         stream.write(text.encode())
+
+
+def read_head(path: Path) -> tuple[bytes | None, str | None]:
+    """A small file that is replaced again and again, and its version; None where it is not there."""
+    if (found := read_object(path)) is not None:
+        return found
+    try:
+        return path.read_bytes(), None
+    except FileNotFoundError:
+        return None, None
+
+
+def write_head(path: Path, text: str, version: str | None) -> None:
+    """Replaces it; in an object store only in place of the version that was read.
+
+    Raises:
+        HomeError: another process replaced it meanwhile.
+    """
+    if not swap_object(path, text.encode(), version):
+        write_text(path, text)
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The folder of runs: where each file of a job lies, and who may write there."""
+"""The home: where each file of a job lies, and who may write there."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from overnight.errors import HomeError
 from overnight.store.files import make_private
+from overnight.store.objects import address, is_shared, open_object_home
 
 DEFAULT_HOME = "data/runs"
 
@@ -16,12 +17,15 @@ DEFAULT_HOME = "data/runs"
 def home_path(given: str | Path | None = None) -> Path:
     """The home: as given, else `OVERNIGHT_HOME`, else `data/runs` under the working directory.
 
+    Args:
+        given: a folder, or the URL of a home on an object store (`s3://bucket/prefix`), which gets a working copy.
+
     Raises:
-        HomeError: it is a URL, or cannot be made or written to.
+        HomeError: it cannot be made or written to.
     """
     text = str(given or os.environ.get("OVERNIGHT_HOME") or DEFAULT_HOME)
     if "://" in text:
-        raise HomeError(f"the home has to be a folder on this machine, not {text}: set --home or OVERNIGHT_HOME")
+        return open_object_home(text)
     path = Path(text).absolute()
     try:
         make_private(path)
@@ -70,10 +74,9 @@ class JobFolder:
         """A DataFrame that was handed over as the dataset."""
         return self.path / "dataset.parquet"
 
-    @property
-    def rows(self) -> Path:
-        """Dataset row number → custom_id."""
-        return self.path / "rows.parquet"
+    def rows(self, build: str | None) -> Path:
+        """Dataset row number → custom_id, of a build; an object's name tells which, as it is never written twice."""
+        return self.path / (f"rows-{build}.parquet" if is_shared(self.path) else "rows.parquet")
 
     @property
     def requests(self) -> Path:
@@ -107,5 +110,5 @@ class JobFolder:
 
 
 def shown(path: Path) -> str:
-    """A path as a person reads it: relative to the working directory where it lies below."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    """A path as a person reads it: relative to the working directory where it lies below, or its URL."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else address(path)

@@ -10,6 +10,7 @@ from overnight.ledger.run import Run, recorded_run
 from overnight.limits.budget import planned_cost
 from overnight.reports.look import differences
 from overnight.reports.status import JobRow, job_rows
+from overnight.store.objects import is_there
 from overnight.view.rows import column_kinds
 
 _MOST_DIFFERING = 200
@@ -31,7 +32,7 @@ def planned(job: JobRow, home: Path) -> float | None:
 
 def about(run: Run) -> dict[str, Any]:
     """What a job is, and the columns of its joined table."""
-    joined = run.folder.joined.exists()
+    joined = is_there(run.folder.joined)
     return {
         "job": run.job.name, "model": run.job.model, "provider": run.job.provider.profile, "joined": joined,
         "key": list(run.job.dataset.key), "prefix": run.job.output.prefix, "compare": run.job.report.compare,

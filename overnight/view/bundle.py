@@ -12,6 +12,7 @@ from overnight.ledger.run import Run, recorded_run
 from overnight.reports.status import job_rows
 from overnight.store.files import disk_errors
 from overnight.store.home import JobFolder
+from overnight.store.objects import is_there
 from overnight.view.answers import about, compared, jobs
 from overnight.view.app import STATIC, as_json
 from overnight.view.charts import charts
@@ -38,9 +39,9 @@ def write_bundle(home: Path, names: Sequence[str], folder: Path) -> int:
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).exists():
         raise JobError(f"{folder} holds other files: name a new folder for the bundle")
-    joined = [one.job for one in job_rows(home) if JobFolder(home, one.job).joined.exists()]
+    joined = [one.job for one in job_rows(home) if is_there(JobFolder(home, one.job).joined)]
     runs = [recorded_run(name, home) for name in names or joined]
-    if lacking := [run.job.name for run in runs if not run.folder.joined.exists()]:
+    if lacking := [run.job.name for run in runs if not is_there(run.folder.joined)]:
         raise JobError(f"no joined table yet: {', '.join(lacking)}; `overnight status` tells what it waits for")
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)

@@ -10,6 +10,7 @@ from overnight.ledger.run import Run
 from overnight.reports.agreement import agreement
 from overnight.reports.diagnosis import advice
 from overnight.reports.look import overview
+from overnight.store.objects import is_there
 from overnight.store.table import columns_of, one, opened, quoted
 
 _BINS = 24
@@ -23,7 +24,7 @@ def charts(run: Run) -> dict[str, Any]:
 
     A job that has no table yet has what came in so far.
     """
-    if not run.folder.joined.exists():
+    if not is_there(run.folder.joined):
         return {"progress": progress(run)}
     table, prefix = run.folder.joined, run.job.output.prefix
     seen = overview(table, prefix)

@@ -11,9 +11,11 @@ from typing import Any
 from overnight.answers.results import part_name
 from overnight.errors import JobError
 from overnight.ledger.records import Batch, Shard
+from overnight.ledger.request_files import request_path
 from overnight.ledger.run import Run
 from overnight.reports.diagnosis import advice
 from overnight.rows.lines import BUFFER_BYTES, custom_id_of
+from overnight.store.objects import is_there
 from overnight.store.table import FILE, NUMBER, columns_of, opened, quoted
 from overnight.text import when
 
@@ -39,13 +41,13 @@ def details(run: Run, numbers: Sequence[int]) -> list[dict[str, Any]]:
     cells = _cells(run, numbers)
     named: dict[int, str] = {number: row.get(f"{prefix}custom_id") or "" for number, row in cells.items()}
     results = _results(run, set(named.values()) - {""})
-    sent: dict[str, set[str]] = defaultdict(set)
+    sent: dict[Path, set[str]] = defaultdict(set)
     for custom_id, tried in results.items():
         for (shard, _), _ in tried:
-            sent[shard.file_name].add(custom_id)
+            sent[request_path(run.folder, shard)].add(custom_id)
     requests: dict[str, Any] = {}
     for file, wanted in sent.items():
-        requests |= _requests(run.folder.requests / file, wanted - set(requests))
+        requests |= _requests(file, wanted - set(requests))
     return [
         {
             "row": number,
@@ -77,7 +79,7 @@ def _results(run: Run, ids: set[str]) -> dict[str, list[tuple[Attempt, dict[str,
         str(part): (shard, batch)
         for shard in run.ledger.shards(run.job.name)
         for batch in shard.batches
-        if (part := run.folder.results / part_name(shard, batch)).exists()
+        if (part := run.folder.results / part_name(shard, batch)) and is_there(part)
     }
     found: dict[str, list[tuple[Attempt, dict[str, Any]]]] = defaultdict(list)
     if not by_part or not ids:
@@ -109,7 +111,7 @@ def _told(shard: Shard, batch: Batch, result: dict[str, Any]) -> dict[str, Any]:
 def _requests(path: Path, wanted: set[str]) -> dict[str, Any]:
     """The bodies of requests as they were sent; without those whose request file is gone."""
     found: dict[str, Any] = {}
-    if not wanted or not path.exists():
+    if not wanted or not is_there(path):
         return found
     with path.open("rb", BUFFER_BYTES) as lines:
         for line in lines:

@@ -210,7 +210,7 @@ def _attempts(folder: Path) -> Any:
     run, pairs = _in_child(folder)
     ledger, name = run.ledger, run.job.name
     if ledger.job(name) is None:
-        shutil.copy(run.folder.staging / "rows.parquet", run.folder.rows)
+        shutil.copy(run.folder.staging / "rows.parquet", run.folder.rows(None))
         rows = run.rows()
         count = sum(batch.num_rows for batch in rows.batches())
         now = time.time()
