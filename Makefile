@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install try test check format bench mutants soak docs lock schema up down clean
+.PHONY: help install try test check format bench bench-scale mutants soak docs lock schema up down clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/'
@@ -45,6 +45,9 @@ bench: install ## measure the stages against plain Python, and the endpoint
 	$(BIN)/python -m tests.benchmarks.order
 	$(BIN)/python -m tests.benchmarks.endpoint
 	$(BIN)/python -m tests.benchmarks.start
+
+bench-scale: install ## ten times the rows, processes, small changes to much: a quarter of an hour, 25 GB of disk
+	$(BIN)/python -m tests.benchmarks.scale
 
 mutants: install ## take each protection away in turn and print which test notices
 	$(BIN)/python -m tests.mutants

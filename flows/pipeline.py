@@ -213,11 +213,10 @@ class Pipeline:
         groups = in_groups(ended_batches(self.run.ledger.shards(self.run.job.name), time.time()))
         fetched = [fetch_files.submit(self.run, group, wait_for=self._after, return_state=False) for group in groups]
         wait(fetched)
-        parsed = [
-            parse_answers(self.run, future.result(), return_state=True)
-            for future in fetched
-            if future.state.is_completed()
-        ]
+        whole = [future for future in fetched if future.state.is_completed()]
+        parsed = []
+        if files := tuple(one for future in whole for one in future.result()):
+            parsed = [parse_answers(self.run, files, wait_for=whole, return_state=True)]
         self._before = [*parsed] or self._before
         publish_progress(self.run)
         results = [*(future.result(raise_on_failure=False) for future in fetched),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from overnight.answers.judge import LOST, Step, recorded_end
-from overnight.answers.reconcile import Parsed, reconcile
+from overnight.answers.reading import Reading, read
+from overnight.answers.reconcile import Parsed
 from overnight.answers.refusals import close_refused
 from overnight.answers.responses import ResponseFiles
 from overnight.answers.results import part_name
@@ -24,40 +28,55 @@ from overnight.ledger.request_files import place_round, request_file, whole_file
 from overnight.ledger.run import Run
 from overnight.limits.budget import batch_rates
 from overnight.rows.lines import custom_ids
+from overnight.store.objects import keep_new
+from overnight.store.spread import is_elsewhere, runner_for, spread
 from tasks.names import span_name
 
 logger = logging.getLogger("overnight.parse")
+T = TypeVar("T")
 
 
-def parse_batch(run: Run, files: ResponseFiles) -> dict[str, int]:
-    """Settles an ended batch; returns its requests by verdict, none where it was turned away or is in trouble."""
+def judged(run: Run, files: ResponseFiles) -> Reading | None:
+    """How an ended batch is read; None where it was turned away or is in trouble, which the ledger then says."""
     batch, shard = files.batch, run.ledger.shard(files.batch.shard_id)
-    judged = judge_batch(run, shard, batch, recorded_end(batch), files.found)
-    if judged.step is Step.LOOK_AGAIN:
-        note_trouble(run, batch, judged.why)
-        return {}
-    if judged.step is Step.GIVE_UP:
-        logger.error("batch %s is given up: %s", batch.batch_id, judged.why)
+    end = judge_batch(run, shard, batch, recorded_end(batch), files.found)
+    if end.step is Step.LOOK_AGAIN:
+        note_trouble(run, batch, end.why)
+        return None
+    if end.step is Step.GIVE_UP:
+        logger.error("batch %s is given up: %s", batch.batch_id, end.why)
         batch = replace(batch, status=LOST)
-    elif judged.step is not Step.COLLECT:
-        close_refused(run, batch, judged)
-        return {}
+    elif end.step is not Step.COLLECT:
+        close_refused(run, batch, end)
+        return None
     part = run.folder.results / part_name(shard, batch)
     request_file = whole_file(run.folder, shard, run.job.profile)
     rates = batch_rates(run.job, shard, batch)
-    parsed = reconcile(replace(files, batch=batch), request_file, part, answer_of(run.job), rates)
+    return Reading(replace(files, batch=batch), request_file, part, answer_of(run.job), rates, run.home)
+
+
+def settle(run: Run, reading: Reading, parsed: Parsed) -> dict[str, int]:
+    """Writes down what a batch came to, with what goes out again; returns its requests by verdict."""
+    keep_new(reading.part)
+    batch, shard = reading.files.batch, run.ledger.shard(reading.files.batch.shard_id)
     if parsed.unreadable or parsed.duplicates or parsed.foreign:
         logger.warning("batch %s: %d unreadable lines, %d duplicates, %d of unknown requests",
                        batch.batch_id, parsed.unreadable, parsed.duplicates, parsed.foreign)  # fmt: skip
     retries = plan_retries(run, shard, batch, parsed)
     outcome = {"verdicts": parsed.counts, "usage": parsed.usage, "service_tiers": parsed.service_tiers,
-               "cost_usd": parsed.cost_usd if rates else None}  # fmt: skip
+               "cost_usd": parsed.cost_usd if reading.rates else None}  # fmt: skip
     run.ledger.settle(batch, time.time(), outcome, retries, shard.job)
     place_round(run.folder, retries)
     told = ", ".join(f"{count} {verdict}" for verdict, count in parsed.counts.items())
     again = f"; {sum(new.requests for new in retries)} go out again" if retries else ""
     logger.info("batch %s: %s%s", batch.batch_id, told, again)
     return parsed.counts
+
+
+def parse_batch(run: Run, files: ResponseFiles) -> dict[str, int]:
+    """Settles an ended batch; returns its requests by verdict, none where it was turned away or is in trouble."""
+    reading = judged(run, files)
+    return {} if reading is None else settle(run, reading, read(reading))
 
 
 def plan_retries(run: Run, shard: Shard, batch: Batch, parsed: Parsed) -> list[NewShard]:
@@ -84,17 +103,32 @@ def later_ids(run: Run, shard: Shard) -> set[str]:
 
 @task(name="parse", task_run_name=span_name("parse", "fetched"), cache_policy=NO_CACHE)
 def parse_answers(run: Run, fetched: tuple[ResponseFiles, ...]) -> None:
-    """Settles ended batches; one that cannot be settled keeps no other from it.
+    """Settles ended batches; one that cannot be settled keeps no other from it. Their files are read by the runner.
 
     Raises:
         OvernightError: what went wrong with the first that could not be settled.
     """
-    failure: OvernightError | None = None
-    for files in fetched:
+    failures: list[OvernightError] = []
+
+    def attempt(files: ResponseFiles, step: Callable[[], T]) -> T | None:
         try:
-            parse_batch(run, files)
+            return step()
         except OvernightError as error:
             note_trouble(run, files.batch, f"it cannot be settled: {error.message}")
-            failure = failure or error
-    if failure:
-        raise failure
+            failures.append(error)
+            return None
+
+    found = [attempt(files, partial(judged, run, files)) for files in fetched]
+    readings = [reading for reading in found if reading is not None]
+    runner = runner_for(len(readings), sum(reading.size for reading in readings))
+    handed = [reading.for_elsewhere() for reading in readings] if is_elsewhere(runner) else readings
+    for reading, parsed in zip(readings, spread(read, handed, runner), strict=True):
+        attempt(reading.files, partial(_settle_or_raise, run, reading, parsed))
+    if failures:
+        raise failures[0]
+
+
+def _settle_or_raise(run: Run, reading: Reading, parsed: Parsed | OvernightError) -> None:
+    if isinstance(parsed, OvernightError):
+        raise parsed
+    settle(run, reading, parsed)

@@ -18,7 +18,7 @@ from overnight.limits.queue import ended_batches
 from overnight.reports.summary import Tally
 from tasks.fetch import fetch_files
 from tasks.join import join
-from tasks.parse import parse_batch
+from tasks.parse import parse_answers, parse_batch
 from tasks.submit import admit, submit_shards
 from tasks.validate import validate_requests
 from tasks.wait import wait
@@ -35,13 +35,17 @@ def build(job: Any, home: Path | str) -> Run:
     return run
 
 
-def advance(run: Run, patience: float = 0.2) -> None:
-    """submit → wait → fetch → parse, once."""
+def advance(run: Run, patience: float = 0.2, *, together: bool = False) -> None:
+    """submit → wait → fetch → parse, once; `together` parses all batches as the flow does, by its runner."""
     with leased(run.ledger, run.job.name, PATIENCE) as owner:
         submit_shards.fn(run, tuple(admit(run, time.time())), owner)
     wait(run, patience)
     with leased(run.ledger, run.job.name, PATIENCE):
-        for batch in ended_batches(run.ledger.shards(run.job.name), time.time()):
+        ended = ended_batches(run.ledger.shards(run.job.name), time.time())
+        if together and ended:
+            parse_answers.fn(run, fetch_files.fn(run, tuple(ended)))
+            return
+        for batch in ended:
             for files in fetch_files.fn(run, (batch,)):
                 parse_batch(run, files)
 
@@ -68,7 +72,7 @@ def age(run: Run, seconds: float) -> None:
         connection.exec_driver_sql(f"UPDATE shards SET hold_until = hold_until - {seconds}")
 
 
-def finish(run: Run, steps: int = 50) -> Tally:
+def finish(run: Run, steps: int = 50, *, together: bool = False) -> Tally:
     """Advances until all requests have their verdict, and joins."""
     for _ in range(steps):
         shards = run.ledger.shards(run.job.name)
@@ -76,7 +80,7 @@ def finish(run: Run, steps: int = 50) -> Tally:
         if all(shard.settled for shard in shards) or stuck:
             with leased(run.ledger, run.job.name, PATIENCE):
                 return join(run)
-        advance(run)
+        advance(run, together=together)
     raise AssertionError("the job does not end")
 
 

@@ -29,6 +29,7 @@ from overnight.rows.dataset import open_dataset
 from overnight.store import objects
 from overnight.store.home import home_path, shown
 from overnight.store.objects import is_kept, is_there, keep, objects_of
+from overnight.store.spread import end_clusters, spread
 from overnight.view.details import details
 from tasks.join import join
 from tasks.recover import recover
@@ -36,6 +37,7 @@ from tasks.sweep import sweep_leftovers
 from tests.conftest import ROOT, MakeJob, ProviderProcess
 from tests.object_store import StoreProcess, running_store
 from tests.postgresql import Server, needs_postgresql
+from tests.spreadable import double
 from tests.steps import advance, build, finish, run_job
 
 pytestmark = needs_postgresql
@@ -153,6 +155,29 @@ def test_two_machines_at_once_pay_once(
         assert process.returncode == 0, errors[-3000:]
         assert json.loads(printed.splitlines()[-1])["statuses"] == {"succeeded": 13, "failed": 2}
     assert set(provider_server.books()["billed"].values()) == {1}
+
+
+def test_dask_workers_without_a_shared_disk_parse_the_same_while_they_are_killed(
+    make_job: MakeJob, provider_server: ProviderProcess, store: StoreProcess, tmp_path: Path, home: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    import distributed  # noqa: PLC0415 - the other tests do without
+
+    job = make_job(ONCE, limits=LIMITS)
+    monkeypatch.setenv("OVERNIGHT_RUNNER", "dask")
+    try:
+        assert list(spread(double, [1, 2], "dask")) == [2, 4]
+        workers: dict[str, int] = distributed.default_client().run(os.getpid)  # type: ignore[no-untyped-call]
+        puts = {"method": "PUT", "path": "/results/", "do": "kill after"}
+        store.order(*({**puts, "skip": number, "pid": pid} for number, pid in enumerate(workers.values())))
+        assert finish(build(job, home), together=True).statuses == {"succeeded": 14, "failed": 2}
+        assert set(distributed.default_client().run(os.getpid).values()).isdisjoint(workers.values())  # type: ignore[no-untyped-call]
+    finally:
+        end_clusters()
+    assert sorted(provider_server.books()["billed"].values()) == [*[1] * 13, 2]
+    another_machine()
+    table = pd.read_parquet(joined_table(recorded_run("texts", home)))
+    pd.testing.assert_frame_equal(same(table), same(on_one_disk(job, tmp_path / "clean", monkeypatch)))
 
 
 def test_a_store_that_is_busy_or_cuts_its_replies_short_is_asked_again(

@@ -345,7 +345,7 @@ class Ledger(Database):
 
 def ledger_exists(home: Path) -> bool:
     """Whether opening the home's ledger would find one, rather than make one."""
-    return bool(os.environ.get("OVERNIGHT_LEDGER_URL")) or (home / "ledger.db").exists()
+    return bool(os.environ.get("OVERNIGHT_LEDGER_URL")) or is_shared(home) or (home / "ledger.db").exists()
 
 
 def _put(

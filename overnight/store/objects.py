@@ -301,6 +301,12 @@ def keep(file: Path, at: Path | None = None) -> None:
         home.put(name, file)
 
 
+def keep_new(file: Path) -> None:
+    """Puts what another process wrote into the working copy of this one."""
+    if file.exists() and _object(file) is not None and version_of(file) is None:
+        keep(file)
+
+
 def is_there(path: Path) -> bool:
     """Whether a file of a home is there; one that lies in the store alone is brought."""
     if (found := _object(path)) is None:

@@ -107,8 +107,8 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 / 1024
 
 
-def make_dataset(folder: Path, rows: int) -> None:
-    """Rows of about 400 bytes of varied text."""
+def make_dataset(folder: Path, rows: int, words: int = 65) -> None:
+    """Rows of about 400 bytes of varied text, or of fewer words."""
     import pyarrow as pa  # noqa: PLC0415 - not in the processes that are measured
     import pyarrow.parquet as pq  # noqa: PLC0415
 
@@ -118,7 +118,7 @@ def make_dataset(folder: Path, rows: int) -> None:
     with pq.ParquetWriter(folder / "dataset.parquet", schema) as writer:
         for start in range(0, rows, 10_000):
             ids = range(start, min(start + 10_000, rows))
-            texts = [" ".join(chosen.choices(WORDS, k=65)) for _ in ids]
+            texts = [" ".join(chosen.choices(WORDS, k=words)) for _ in ids]
             writer.write_table(pa.table([list(ids), [f"Review {n}" for n in ids], texts], schema=schema))
 
 
@@ -241,6 +241,23 @@ def _overnight_parse(folder: Path) -> Callable[[], Any]:
     return parse_all
 
 
+def _overnight_spread(folder: Path) -> Callable[[], Any]:
+    """The same in a process for each core."""
+    from overnight.answers.reading import Reading, read  # noqa: PLC0415
+    from overnight.answers.responses import ResponseFiles  # noqa: PLC0415
+    from overnight.answers.results import part_name  # noqa: PLC0415
+    from overnight.job.prompt import answer_of  # noqa: PLC0415
+    from overnight.store.spread import spread  # noqa: PLC0415
+
+    run, shards, pairs = _attempts(folder)
+    readings = []
+    for shard, (requests, output) in zip(shards, pairs, strict=True):
+        (batch,) = shard.batches
+        part = run.folder.results / part_name(shard, batch)
+        readings.append(Reading(ResponseFiles(batch, output, None), requests, part, answer_of(run.job), None, run.home))
+    return lambda: list(spread(read, readings, "processes"))
+
+
 def _in_child(folder: Path) -> tuple[Any, list[tuple[Path, Path]]]:
     """Prepares the files in a child, so that making them does not count as this process' memory."""
     child = os.fork()
@@ -308,6 +325,7 @@ STAGES: dict[tuple[str, str], Callable[[Path], Callable[[], Any]]] = {
     ("build", "overnight"): _overnight_build,
     ("validate", "overnight"): _overnight_validate,
     ("parse", "overnight"): _overnight_parse,
+    ("parse", "processes"): _overnight_spread,
     ("join", "overnight"): _overnight_join,
     **{(stage, "plain"): _plain(stage) for stage in ("build", "validate", "parse", "join")},
 }
