@@ -22,7 +22,8 @@ hypothesis_settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis_settings.load_profile("repeatable")
 
 
-SLOWEST = ("test_deployments.py", "test_end_to_end.py", "test_model.py", "test_crash_flow.py", "test_management.py")
+SLOWEST = ("test_deployments.py", "test_end_to_end.py", "test_model.py", "test_crash_flow.py", "test_management.py",
+           "test_object_home.py", "test_spread.py")  # fmt: skip
 """Files whose tests take minutes together: they begin first, so that no worker is left alone with one at the end."""
 
 

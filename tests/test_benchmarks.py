@@ -19,7 +19,7 @@ from tests.conftest import ROOT
         "endpoint --only embedded --rows 2",
         "endpoint_soak --lines 40 --batches 2 --kills 1",
         "soak --kills 1",
-        "scale --rows 40 --large 80 --nights 2",
+        "scale --rows 40 --large 0 --nights 2",
         "start --rounds 1 --rows 60",
     ],
 )

@@ -18,7 +18,7 @@ from tests.steps import run_job
 
 KILLS = [("after", 3), ("before", 4), ("after", 1), ("before", 2), ("after", 2)]
 """Steps of the ledger: a batch is submitted in four and collected in two more."""
-MOMENTS = 2
+MOMENTS = 1
 TEXTS: list[str | None] = [*(f"t{n}" for n in range(8)), "t0", "[400]", None]
 
 

@@ -53,10 +53,11 @@ def main() -> None:
         measure(given.one[0], Path(given.one[1]))
         return
     with tempfile.TemporaryDirectory() as made:
-        compare(Path(made), given.rows, given.large)
-        add_rows(Path(made) / "large")
-        done = in_process("add", Path(made) / "large")
-        say(f"\n{_ADDED} rows more than {given.large:,} answered ones: {done.cpu:.0f} s of CPU, {done.peak_mb:.0f} MiB")
+        compare(Path(made), [given.rows, given.large] if given.large else [given.rows])
+        largest = given.large or given.rows
+        add_rows(Path(made) / str(largest))
+        done = in_process("add", Path(made) / str(largest))
+        say(f"\n{_ADDED} rows more than {largest:,} answered ones: {done.cpu:.0f} s of CPU, {done.peak_mb:.0f} MiB")
     with tempfile.TemporaryDirectory() as made:
         done = in_process(f"sweep {given.nights}", Path(made))
         say(f"a sweep with nothing to do after {given.nights} nights: {done.seconds:.2f} s")
@@ -67,16 +68,16 @@ def say(text: str) -> None:
     print(text, flush=True)  # noqa: T201 - it is the output
 
 
-def compare(folder: Path, rows: int, large: int) -> None:
-    """Measures the stages on two datasets: rows/s, against those of the smaller one, or of one process."""
+def compare(folder: Path, sizes: list[int]) -> None:
+    """Measures the stages on datasets: rows/s, against those of the first one, and of one process."""
     say("| work | rows | rows/s | of the smaller | of one process | peak MiB |\n| --- | --- | --- | --- | --- | --- |")
     rates: dict[tuple[str, int], float] = {}
-    for name, count in (("small", rows), ("large", large)):
-        stages.make_dataset(folder / name, count, words=_WORDS)
+    for count in sizes:
+        stages.make_dataset(folder / str(count), count, words=_WORDS)
         for work in STAGES:
-            done = in_process(work, folder / name)
+            done = in_process(work, folder / str(count))
             rates[work, count] = count / done.seconds
-            smaller = f"{rates[work, count] / rates[work, rows]:.2f}" if name == "large" else "–"
+            smaller = f"{rates[work, count] / rates[work, sizes[0]]:.2f}" if count != sizes[0] else "–"
             alone = f"{rates[work, count] / rates['parse', count]:.2f}" if work == "parse in processes" else "–"
             say(f"| {work} | {count:,} | {rates[work, count]:,.0f} | {smaller} | {alone} | {done.peak_mb:.0f} |")
 

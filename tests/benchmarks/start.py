@@ -17,11 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.benchmarks.stages import JOB
 from tests.conftest import ProviderProcess
-from tests.server import Local
+from tests.server import free_port, until
 
 _NINE = """
 from prefect import flow, task
@@ -74,9 +77,8 @@ def with_server(rounds: int, rows: int) -> None:
     """A run, and a run with nothing to send, each round in a home of its own."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        server, provider = Local(folder / "server"), ProviderProcess()
-        try:
-            server.up()
+        provider = ProviderProcess()
+        with running_server(folder / "server") as api:
             lines = "".join(f"{n},row number {n} of the dataset\n" for n in range(rows))
             (folder / "rows.csv").write_text("title,text\n" + lines)
             job = {
@@ -98,11 +100,33 @@ def with_server(rounds: int, rows: int) -> None:
                     str(folder / f"{number}"),
                 ]
                 for name, command in zip(taken, ([sys.executable, "-c", _NINE], run, run), strict=True):
-                    taken[name].append(seconds(command, folder, PREFECT_API_URL=f"{server.page}/api"))
-        finally:
-            provider.stop()
-            server.down()
+                    taken[name].append(seconds(command, folder, PREFECT_API_URL=api))
+        provider.stop()
     show(taken)
+
+
+@contextmanager
+def running_server(home: Path) -> Iterator[str]:
+    """A Prefect server for as long as the block runs; yields the address of its API."""
+    port = free_port()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    environment = os.environ | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet) as server:
+        api = f"http://127.0.0.1:{port}/api"
+        until(lambda: _answers(f"{api}/health"), bool)
+        try:
+            yield api
+        finally:
+            server.terminate()
+
+
+def _answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(address).close()
+    except OSError:
+        return False
+    return True
 
 
 def show(taken: dict[str, list[float]]) -> None:
