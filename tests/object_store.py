@@ -4,7 +4,7 @@
 
 Prints its address, and ends with its stdin. `POST /_order` takes a list of faults, each for the calls of one method
 whose path holds a text: `{"method": "PUT", "path": "/results/", "skip": 1, "times": 2, "do": "503"}`. `do` is `503`
-(SlowDown), `cut` (half of the body, then the connection ends), `kill before` and `kill after` (SIGKILL to `pid`,
+(SlowDown), `503 after` (the same, once the store has done it), `cut` (half of the body, then the connection ends), `kill before` and `kill after` (SIGKILL to `pid`,
 before or after the store has done what was asked). `GET /_calls` tells the calls so far, as `METHOD path`.
 """
 
@@ -46,12 +46,13 @@ class Faults:
             return self._say(start, json.dumps(self.calls).encode())
         do, pid = self._fault(method, path)
         if do == "503":
-            start("503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", str(len(_BUSY)))])
-            return [_BUSY]
+            return self._busy(start)
         if do == "kill before":
             os.kill(pid, signal.SIGKILL)
         told: list[Any] = []
         body = b"".join(self._application(environ, lambda *about, **_: told.extend(about)))
+        if do == "503 after":
+            return self._busy(start)
         if do == "kill after":
             os.kill(pid, signal.SIGKILL)
         start(*told[:2])
@@ -68,6 +69,10 @@ class Faults:
                         order["times"] = order.get("times", 1) - 1
                         return order["do"], order.get("pid", 0)
         return "", 0
+
+    def _busy(self, start: Start) -> list[bytes]:
+        start("503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", str(len(_BUSY)))])
+        return [_BUSY]
 
     def _say(self, start: Start, body: bytes) -> list[bytes]:
         start("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])

@@ -184,6 +184,7 @@ def test_a_store_that_is_busy_or_cuts_its_replies_short_is_asked_again(
     make_job: MakeJob, provider_server: ProviderProcess, store: StoreProcess, home: str
 ) -> None:
     busy = [{"method": method, "skip": skip, "do": "503"} for method in ("PUT", "GET", "HEAD") for skip in (0, 1, 2, 3)]
+    busy.append({"method": "PUT", "path": ".ledger.json", "times": 2, "do": "503 after"})
     store.order(*busy, {"method": "GET", "path": "/results/", "times": 2, "do": "cut"})
     build(make_job(TEXTS, limits=LIMITS), home)
     another_machine()

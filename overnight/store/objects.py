@@ -15,6 +15,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from functools import partial
@@ -127,13 +128,16 @@ class ObjectHome:
         return found and (found.bytes().to_bytes(), found.meta["e_tag"])
 
     def swap(self, name: str, data: bytes, version: str | None) -> bool:
-        """Puts a small object in place of one version, or where there is none yet; False where another stands there."""
+        """Puts a small object in place of one version, or where there is none yet; False where another stands there.
+
+        A call whose reply was lost is made again by the client, and refused then: what stands there is what was put.
+        """
         mode = "create" if version is None else {"e_tag": version}
         refused = (self._api.exceptions.PreconditionError, self._api.exceptions.AlreadyExistsError)
         try:
             self._call(lambda: self._api.put(self._store, name, data, mode=mode, use_multipart=False), refused)
         except refused:
-            return False
+            return (self.read(name) or (None,))[0] == data
         return True
 
     def delete(self, names: Iterable[str]) -> None:
@@ -195,8 +199,9 @@ def _scratch() -> Path:
     for old in root.glob(f"{_SCRATCH}*"):
         _remove_unused(old)
     folder = Path(tempfile.mkdtemp(prefix=_SCRATCH)).resolve()
-    lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
+    lock = os.open(folder / ".locking", os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)  # until this process ends, however it ends
+    (folder / ".locking").rename(folder / ".lock")  # nobody finds it before it is held
     owner = os.getpid()
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
     return folder
@@ -217,6 +222,7 @@ def _remove_unused(folder: Path) -> None:
 
 
 _homes: dict[str, ObjectHome] = {}
+_opening = threading.Lock()
 read_block: Callable[[str], dict[str, str]] | None = None
 """Reads what a block of Prefect holds, by its name; set by whoever knows Prefect."""
 
@@ -242,10 +248,11 @@ def open_object_home(url: str) -> Path:
         raise HomeError("the home's URL may not hold credentials: set those of the store in the environment (AWS_…, "
                         "GOOGLE_…, AZURE_…)")  # fmt: skip
     name = url.rstrip("/")
-    if name not in _homes:
-        block = os.environ.get("OVERNIGHT_HOME_BLOCK")
-        _homes[name] = ObjectHome(name, read_block(block) if block and read_block else None)
-    return _homes[name].folder
+    with _opening:
+        if name not in _homes:
+            block = os.environ.get("OVERNIGHT_HOME_BLOCK")
+            _homes[name] = ObjectHome(name, read_block(block) if block and read_block else None)
+        return _homes[name].folder
 
 
 def _place(path: Path) -> tuple[ObjectHome, str] | None:
