@@ -28,7 +28,7 @@ from overnight.ledger.request_files import place_round, request_file, whole_file
 from overnight.ledger.run import Run
 from overnight.limits.budget import batch_rates
 from overnight.rows.lines import custom_ids
-from overnight.store.objects import keep_new
+from overnight.store.objects import keep
 from overnight.store.spread import is_elsewhere, runner_for, spread
 from tasks.names import span_name
 
@@ -57,7 +57,6 @@ def judged(run: Run, files: ResponseFiles) -> Reading | None:
 
 def settle(run: Run, reading: Reading, parsed: Parsed) -> dict[str, int]:
     """Writes down what a batch came to, with what goes out again; returns its requests by verdict."""
-    keep_new(reading.part)
     batch, shard = reading.files.batch, run.ledger.shard(reading.files.batch.shard_id)
     if parsed.unreadable or parsed.duplicates or parsed.foreign:
         logger.warning("batch %s: %d unreadable lines, %d duplicates, %d of unknown requests",
@@ -123,12 +122,14 @@ def parse_answers(run: Run, fetched: tuple[ResponseFiles, ...]) -> None:
     runner = runner_for(len(readings), sum(reading.size for reading in readings))
     handed = [reading.for_elsewhere() for reading in readings] if is_elsewhere(runner) else readings
     for reading, parsed in zip(readings, spread(read, handed, runner), strict=True):
-        attempt(reading.files, partial(_settle_or_raise, run, reading, parsed))
+        attempt(reading.files, partial(_settle_or_raise, run, reading, parsed, runner))
     if failures:
         raise failures[0]
 
 
-def _settle_or_raise(run: Run, reading: Reading, parsed: Parsed | OvernightError) -> None:
+def _settle_or_raise(run: Run, reading: Reading, parsed: Parsed | OvernightError, runner: str) -> None:
     if isinstance(parsed, OvernightError):
         raise parsed
+    if runner == "processes":  # they wrote into the working copy of this process, which alone puts what is in it
+        keep(reading.part)
     settle(run, reading, parsed)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from hypothesis import settings as hypothesis_settings
 
 import flows  # noqa: F401 - sets Prefect's defaults before anything imports it
 from tests.server import ROOT as ROOT  # noqa: PLC0414 - tests take it from here
+from tests.server import ServerProcess
 
 os.environ.setdefault("OVERNIGHT_KEY_TESTS", "a key that no server asks for")
 hypothesis_settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -47,14 +46,12 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             yield
 
 
-class ProviderProcess:
+class ProviderProcess(ServerProcess):
     """`tests/provider_server.py` in a process of its own."""
 
     def __init__(self) -> None:
-        command = [sys.executable, str(ROOT / "tests/provider_server.py")]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.base_url = self.process.stdout.readline().strip()
+        super().__init__(str(ROOT / "tests/provider_server.py"))
+        self.base_url = self.address
 
     def order(self, **orders: Any) -> None:
         """Orders faults and behaviours."""
@@ -70,14 +67,6 @@ class ProviderProcess:
     def reset(self) -> None:
         """Opens a new account: nothing is ordered, and nothing was ever called."""
         urllib.request.urlopen(self.base_url + "/_reset", data=b"").close()
-
-    def stop(self) -> None:
-        """Ends it."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=10)
-        self.process.stdout.close()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 import urllib.request
@@ -22,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from uuid import uuid4
 
-from tests.server import ROOT
+from tests.server import ServerProcess
 
 _BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 Start = Callable[..., Any]
@@ -85,16 +84,11 @@ def order_faults(*faults: dict[str, Any], address: str | None = None) -> None:
     urllib.request.urlopen(wanted).close()
 
 
-class StoreProcess:
+class StoreProcess(ServerProcess):
     """The server in a process of its own, and the environment that leads to it."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-m", "tests.object_store"]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().strip()
+        super().__init__("-m", "tests.object_store")
         self.environment = {
             "AWS_ENDPOINT_URL": self.address, "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1",
             "AWS_ACCESS_KEY_ID": "a-key", "AWS_SECRET_ACCESS_KEY": "a secret of tests",
@@ -115,14 +109,6 @@ class StoreProcess:
         with urllib.request.urlopen(f"{self.address}/_calls") as reply:
             calls: list[str] = json.load(reply)
             return calls
-
-    def stop(self) -> None:
-        """Ends it."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=10)
-        self.process.stdout.close()
 
 
 def running_store() -> Iterator[StoreProcess]:

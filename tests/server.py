@@ -26,6 +26,24 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class ServerProcess:
+    """A server in a Python process of its own, which prints its address and ends with its stdin."""
+
+    def __init__(self, *program: str) -> None:
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen([sys.executable, *program], cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().strip()
+
+    def stop(self) -> None:
+        """Ends it."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=10)
+        self.process.stdout.close()
+
+
 class Local:
     """The processes of `deployments.local`, in a folder and on a port of their own."""
 

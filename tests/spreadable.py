@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 from overnight.errors import Unreconciled
+from overnight.store.objects import _homes
 
 
 def double(item: int) -> int:
@@ -14,6 +15,12 @@ def double(item: int) -> int:
     if item == 3:
         raise Unreconciled("three")
     return 2 * item
+
+
+def files_of_working_copies() -> list[str]:
+    """What this process has of the homes that it opened."""
+    found = (path for home in _homes.values() for path in home.folder.rglob("*"))
+    return [path.name for path in found if path.is_file() and path.name != ".lock"]
 
 
 def die_once(marker: Path) -> str:

@@ -26,7 +26,7 @@ from overnight.providers.provider import Provider
 from overnight.reports.look import export, format_of, joined_table, look
 from overnight.reports.status import job_rows
 from overnight.rows.dataset import open_dataset
-from overnight.store import objects
+from overnight.store import bucket, objects
 from overnight.store.home import home_path, shown
 from overnight.store.objects import is_kept, is_there, keep, objects_of
 from overnight.store.spread import end_clusters, spread
@@ -37,7 +37,7 @@ from tasks.sweep import sweep_leftovers
 from tests.conftest import ROOT, MakeJob, ProviderProcess
 from tests.object_store import StoreProcess, running_store
 from tests.postgresql import Server, needs_postgresql
-from tests.spreadable import double
+from tests.spreadable import double, files_of_working_copies
 from tests.steps import advance, build, finish, run_job
 
 pytestmark = needs_postgresql
@@ -171,6 +171,8 @@ def test_dask_workers_without_a_shared_disk_parse_the_same_while_they_are_killed
         puts = {"method": "PUT", "path": "/results/", "do": "kill after"}
         store.order(*({**puts, "skip": number, "pid": pid} for number, pid in enumerate(workers.values())))
         assert finish(build(job, home), together=True).statuses == {"succeeded": 14, "failed": 2}
+        seen = distributed.default_client().run(files_of_working_copies)  # type: ignore[no-untyped-call]
+        assert [name for names in seen.values() for name in names] == []
         assert set(distributed.default_client().run(os.getpid).values()).isdisjoint(workers.values())  # type: ignore[no-untyped-call]
     finally:
         end_clusters()
@@ -195,7 +197,7 @@ def test_a_store_that_is_busy_or_cuts_its_replies_short_is_asked_again(
 def test_nothing_is_paid_while_the_store_is_away(
     make_job: MakeJob, provider_server: ProviderProcess, store: StoreProcess, home: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "_TRIES", 2)
+    monkeypatch.setattr(bucket, "_TRIES", 2)
     run = build(make_job(["a"]), home)
     store.order({"method": "PUT", "times": 9999, "do": "503"})
     advance(run)  # the mark cannot be written: the shard waits
@@ -359,6 +361,8 @@ def test_the_ledger_of_a_shared_home_has_to_be_postgresql(home: str, monkeypatch
     monkeypatch.delenv("OVERNIGHT_LEDGER_URL")
     with pytest.raises(LedgerError, match=r"has to be a PostgreSQL database: set OVERNIGHT_LEDGER_URL=postgresql"):
         Ledger.of(home_path(home))
+    with pytest.raises(LedgerError, match=r"has to be a PostgreSQL database"):
+        job_rows(home_path(home))
 
 
 @pytest.mark.parametrize(

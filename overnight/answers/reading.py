@@ -47,11 +47,24 @@ def read(reading: Reading) -> Parsed:
         Unreconciled: the verdicts do not add up to the batch's requests.
     """
     if reading.url is not None:
-        reading = _brought(reading, reading.home, home_path(reading.url))
+        return _read_away(reading, home_path(reading.url))
     if not reading.request_file.exists():
         where = "give all machines a home in a bucket, or in a folder that they share"
         raise HomeError(f"{reading.request_file} cannot be seen by the worker: {where}")
     return reconcile(reading.files, reading.request_file, reading.part, reading.answer, reading.rates)
+
+
+def _read_away(reading: Reading, here: Path) -> Parsed:
+    """Reads them in this machine's working copy, and leaves nothing there: a worker lives longer than any file."""
+    if here == reading.home:  # a cluster lost it, and who asked does it
+        return read(reading._replace(url=None))
+    brought = _brought(reading, reading.home, here)
+    try:
+        return read(brought)
+    finally:
+        for path in (brought.files.output, brought.files.error, brought.request_file, brought.part):
+            if path is not None:
+                path.unlink(missing_ok=True)
 
 
 def _brought(reading: Reading, there: Path, here: Path) -> Reading:

@@ -36,17 +36,9 @@ def build_into(staging: Path, run: Run) -> Build:
     rows = check_run(run)
     superseded = superseded_shards(job, ledger)
     known = known_ids(job, folder, ledger, superseded)
-    canary = canary_size(job, ledger, superseded)
-    trial = trial_limit(job, ledger.shards(job.name))
-    builder = Builder(
-        job,
-        staging,
-        known,
-        sent_lines(job, folder, ledger.shards(job.name)),
-        ledger.next_round(job.name),
-        canary,
-        trial,
-    )
+    canary, shards = canary_size(job, ledger, superseded), ledger.shards(job.name)
+    sent, trial = sent_lines(job, folder, shards), trial_limit(job, shards)
+    builder = Builder(job, staging, known, sent, ledger.next_round(job.name), canary, trial)
     build = builder.build(rows)
     return msgspec.structs.replace(build, superseded=tuple(sorted(superseded)))
 

@@ -108,13 +108,17 @@ def _processes() -> Submit[Any, Any]:
     return submit
 
 
+def _extra(module: str, runner: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError:
+        raise JobError(f"OVERNIGHT_RUNNER={runner}: pip install 'overnight[{runner}]'") from None
+
+
 @cache
 def _dask() -> Submit[Any, Any]:
     """The cluster of `DASK_SCHEDULER_ADDRESS`, else one of this machine's cores."""
-    try:
-        distributed = import_module("distributed")
-    except ImportError:
-        raise JobError("OVERNIGHT_RUNNER=dask: pip install 'overnight[dask]'") from None
+    distributed = _extra("distributed", "dask")
     address = os.environ.get("DASK_SCHEDULER_ADDRESS")
     try:
         client = distributed.Client(address or _subprocess_cluster())
@@ -134,10 +138,7 @@ def _subprocess_cluster() -> Any:
 @cache
 def _ray() -> Submit[Any, Any]:
     """The cluster of `RAY_ADDRESS`, else one of this machine's cores."""
-    try:
-        ray = import_module("ray")
-    except ImportError:
-        raise JobError("OVERNIGHT_RUNNER=ray: pip install 'overnight[ray]'") from None
+    ray = _extra("ray", "ray")
     try:
         ray.init(os.environ.get("RAY_ADDRESS"), ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
     except ConnectionError as error:
