@@ -14,7 +14,8 @@ import pytest
 
 from overnight.errors import DatasetError
 from overnight.job.job import Dataset
-from overnight.rows.dataset import BATCH_ROWS, Rows, open_dataset
+from overnight.rows.dataset import Rows, open_dataset
+from overnight.rows.fragments import BATCH_ROWS
 from overnight.rows.frames import save_frame
 
 

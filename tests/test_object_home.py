@@ -157,7 +157,7 @@ def test_two_machines_at_once_pay_once(
     assert set(provider_server.books()["billed"].values()) == {1}
 
 
-def test_dask_workers_without_a_shared_disk_parse_the_same_while_they_are_killed(
+def test_dask_workers_without_a_shared_disk_build_and_parse_the_same_while_they_are_killed(
     make_job: MakeJob, provider_server: ProviderProcess, store: StoreProcess, tmp_path: Path, home: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -169,8 +169,10 @@ def test_dask_workers_without_a_shared_disk_parse_the_same_while_they_are_killed
         assert list(spread(double, [1, 2], "dask")) == [2, 4]
         workers: dict[str, int] = distributed.default_client().run(os.getpid)  # type: ignore[no-untyped-call]
         puts = {"method": "PUT", "path": "/results/", "do": "kill after"}
+        run = build(job, home)
+        assert not [one.name for one in objects_of(run.folder.path) if one.name.startswith("fragments/")]
         store.order(*({**puts, "skip": number, "pid": pid} for number, pid in enumerate(workers.values())))
-        assert finish(build(job, home), together=True).statuses == {"succeeded": 14, "failed": 2}
+        assert finish(run, together=True).statuses == {"succeeded": 14, "failed": 2}
         seen = distributed.default_client().run(files_of_working_copies)  # type: ignore[no-untyped-call]
         assert [name for names in seen.values() for name in names] == []
         assert set(distributed.default_client().run(os.getpid).values()).isdisjoint(workers.values())  # type: ignore[no-untyped-call]
@@ -312,7 +314,7 @@ def test_leftovers_are_swept_after_a_week_and_nothing_else(make_job: MakeJob, ho
     run, _ = run_job(make_job(TEXTS, limits=LIMITS), home)
     there = {one.name for one in objects_of(run.folder.path)}
     folder = run.folder
-    left = [folder.requests / f"0007-0000-{'b' * 32}.jsonl", folder.rows("0" * 32)]
+    left = [folder.requests / f"0007-0000-{'b' * 32}.jsonl", folder.rows("0" * 32), folder.fragments / "a.rendered"]
     strange = [folder.responses / "unknown.output.jsonl", folder.results / "0009-0000-000001.parquet"]
     for path in left + strange:
         keep(_written(folder.staging / path.name, b"x"), at=path)

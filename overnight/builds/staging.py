@@ -12,6 +12,7 @@ import msgspec
 from overnight.answers.reconcile import restore_parts
 from overnight.answers.results import result_parts, settled_ids
 from overnight.builds.checks import check_run
+from overnight.builds.pieces import Pieces
 from overnight.errors import LedgerError
 from overnight.job.job import Job
 from overnight.job.prompt import definition_of
@@ -39,7 +40,8 @@ def build_into(staging: Path, run: Run) -> Build:
     canary, shards = canary_size(job, ledger, superseded), ledger.shards(job.name)
     sent, trial = sent_lines(job, folder, shards), trial_limit(job, shards)
     builder = Builder(job, staging, known, sent, ledger.next_round(job.name), canary, trial)
-    build = builder.build(rows)
+    pieces = Pieces(run, rows, staging, known)
+    build = builder.build(pieces, rows.fingerprint, pieces.note)
     return msgspec.structs.replace(build, superseded=tuple(sorted(superseded)))
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from itertools import count
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -12,13 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from overnight.errors import MOST_PROBLEMS, DatasetError, InvalidRequests, Problem
-from overnight.job.cells import values_of
 from overnight.job.job import Job
 from overnight.ledger.records import NewShard
 from overnight.ledger.shards import Limit, ShardWriter
-from overnight.rows.dataset import Rows
 from overnight.rows.ids import IdSet, Mask, id_hashes
-from overnight.rows.requests import Kind, Requests, request_source
+from overnight.rows.rendering import Piece, key_problem
+from overnight.rows.requests import Kind, Requests
 from overnight.rows.tables import ROWS
 from overnight.store.parquet import TableWriter, write_parquet
 
@@ -61,38 +60,43 @@ class Builder:
         self._problems: list[Problem] = []
         self._rows = self._unsendable = self._requests = self._skipped = 0
 
-    def build(self, rows: Rows) -> Build:
-        """Reads all rows once.
+    def build(self, pieces: Iterable[Piece], fingerprint: str, notes: Callable[[], dict[str, bytes]] = dict) -> Build:
+        """Takes all rows once.
+
+        Args:
+            pieces: the rows with their requests.
+            fingerprint: of the dataset.
+            notes: called once they are read: what the map of rows keeps beside them.
 
         Raises:
             DatasetError: a key is null or stands twice.
             InvalidRequests: raw requests break rules; all are listed.
         """
         try:
-            return self._build(rows)
+            return self._build(pieces, fingerprint, notes)
         finally:
             for writer in self._writers.values():
                 writer.discard()
 
-    def _build(self, rows: Rows) -> Build:
-        source = request_source(self._job, rows.schema)
+    def _build(self, pieces: Iterable[Piece], fingerprint: str, notes: Callable[[], dict[str, bytes]]) -> Build:
         token = uuid4().hex
-        about = {"fingerprint": rows.fingerprint, "build": token}
+        about = {"fingerprint": fingerprint, "build": token}
         with write_parquet(self._staging / "rows.parquet", ROWS.with_metadata(about)) as table:
-            for batch in rows.batches():
-                self._check_keys(batch)
-                self._take(source(batch, self._rows), batch.num_rows, table)
+            for piece in pieces:
+                self._check_keys(piece)
+                self._take(piece.requests, table)
                 if len(self._problems) > MOST_PROBLEMS:
                     break
+            table.note(notes())
         if self._problems:
             raise InvalidRequests(f"{self._job.dataset.name} cannot be sent as it is:", self._problems)
         shards = [shard for writer in self._writers.values() for shard in writer.finish()]
-        return Build(self._rows, self._unsendable, self._requests, self._skipped, rows.fingerprint,
+        return Build(self._rows, self._unsendable, self._requests, self._skipped, fingerprint,
                      tuple(sorted(shards, key=lambda shard: shard.number)), token)  # fmt: skip
 
-    def _take(self, requests: Requests, rows: int, table: TableWriter) -> None:
+    def _take(self, requests: Requests, table: TableWriter) -> None:
         self._problems += requests.problems
-        ids = requests.ids
+        ids, rows = requests.ids, len(requests.ids)
         sendable = np.ones(rows, dtype=np.bool_)
         sendable[list(requests.errors)] = False
         hashes = id_hashes(ids)
@@ -112,8 +116,8 @@ class Builder:
 
     def _send(self, requests: Requests, fresh: Mask) -> None:
         at = np.flatnonzero(fresh).tolist()
-        if isinstance(requests.kinds, Kind):
-            self._writer(requests.kinds).write(
+        if len(requests.kinds) == 1:
+            self._writer(requests.kinds[0]).write(
                 [requests.lines[one] for one in at] if len(at) < len(fresh) else requests.lines
             )
         else:
@@ -133,22 +137,15 @@ class Builder:
             where = f"{self._job.dataset.name}, request {self._rows + position + 1}"
             self._problems.append(Problem(where, f"custom_id {ids[position]!r} {why}"))
 
-    def _check_keys(self, batch: pa.RecordBatch) -> None:
-        if not (key := list(self._job.dataset.key)):
-            return
-        values = list(zip(*(values_of(batch[name]) for name in key), strict=True))
-        new = self._keys.add(id_hashes([repr(value) for value in values]))
-        bad = [at for at, value in enumerate(values) if not new[at] or None in value]
-        if bad:
+    def _check_keys(self, piece: Piece) -> None:
+        new = self._keys.add(id_hashes(piece.keys))
+        new[piece.null_keys] = False
+        if not new.all():
+            bad = np.flatnonzero(~new).tolist()
             raise DatasetError(
-                f"dataset.key ({', '.join(key)}) has to name each row once:",
-                [Problem(f"row {self._rows + at + 1}", _key_problem(key, values[at])) for at in bad],
+                f"dataset.key ({', '.join(self._job.dataset.key)}) has to name each row once:",
+                [Problem(f"row {self._rows + at + 1}", key_problem(piece, at)) for at in bad],
             )
-
-
-def _key_problem(key: list[str], value: tuple[Any, ...]) -> str:
-    shown = ", ".join(f"{name}={part!r}" for name, part in zip(key, value, strict=True))
-    return f"{shown} is null" if None in value else f"{shown} stands in an earlier row too"
 
 
 def _row_map(first: int, ids: list[str], errors: dict[int, tuple[str, str]]) -> pa.RecordBatch:

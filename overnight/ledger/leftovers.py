@@ -30,5 +30,5 @@ def leftovers(run: Run, now: datetime | None = None) -> list[Path]:
     named = {request_path(folder, shard) for shard in ledger.shards(run.job.name)} | {folder.rows(record.build)}
     before = (now or datetime.now(UTC)) - timedelta(days=KEPT_DAYS)
     old = (folder.path / kept.name for kept in objects_of(folder.path) if kept.at < before)
-    built = (path for path in old if path.parent == folder.requests or path.match("rows-*.parquet"))
+    built = (path for path in old if path.parent in (folder.requests, folder.fragments) or path.match("rows-*.parquet"))
     return [path for path in built if path not in named]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -22,23 +23,28 @@ from overnight.job.job import Dataset
 from overnight.rows.columns import Column, kept_column, whole_numbers
 from overnight.rows.delimited import Delimited
 from overnight.rows.files import File, find_files
-from overnight.rows.json_lines import JsonLines, line_blocks
+from overnight.rows.fragments import (
+    BATCH_ROWS,
+    REQUEST_LINES,
+    Fragment,
+    Reader,
+    RequestLines,
+    first_line,
+    parquet_fragments,
+)
+from overnight.rows.json_lines import JsonLines
 from overnight.store.objects import address, version_of
-from overnight.store.threads import read_ahead
-
-BATCH_ROWS = 2048
-"""Rows in memory at one time: with long texts a few megabytes, and enough to work column by column."""
 
 Format = Literal["csv", "parquet", "jsonl"]
 _ENDINGS: dict[str, Format] = {
     "csv": "csv", "tsv": "csv", "tab": "csv", "psv": "csv", "parquet": "parquet", "pq": "parquet",
     "jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl",
 }  # fmt: skip
+_PACKED = 4
+"""About how much larger a compressed text is."""
 _PANDAS_TYPES = "pandas.core.arrays.arrow.extension_types"
 """Makes intervals and periods known to Arrow. A file that holds them has to print the same in every process, whatever
 else was imported there."""
-REQUEST_LINES = pa.schema([pa.field("line", pa.int64()), pa.field("request", pa.string())])
-"""Schema of a batch JSONL file read as a dataset: the line number from 1, and the line as it stands."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Rows:
     fingerprint: str
     """Changes when a file is added, removed or written: names, sizes and times of all files. Empty: nobody knows."""
     read: Callable[[], Iterator[pa.RecordBatch]]
+    fragments: tuple[Fragment, ...] = ()
+    """The same rows in pieces that can be read alone; none where they come as one."""
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All rows in order, at most `BATCH_ROWS` at a time."""
@@ -71,7 +79,7 @@ class Rows:
                 for column, field, kept in zip(batch.columns, self.schema, self.kept, strict=True)
             ]
         except pa.ArrowException as error:
-            raise DatasetError(f"the dataset changed while it was read: {_first_line(error)}") from None
+            raise DatasetError(f"the dataset changed while it was read: {first_line(error)}") from None
 
 
 class _TextFile(Protocol):
@@ -126,27 +134,25 @@ def _opened(dataset: Dataset, *, request_lines: bool) -> Rows:
         return Rows(schema, schema, "", read)
     files = find_files(dataset.path, frozenset(_ENDINGS))
     schema = kept = REQUEST_LINES
-    read_file: Callable[[File], Iterator[pa.RecordBatch]] = _request_lines
+    found = [_whole(file, RequestLines(file)) for file in files]
     if not request_lines:
         match _format(dataset, files):
             case "parquet":
-                schema, kept, read_file = _parquet(files)
+                schema, kept, found = _parquet(files)
             case "csv":
-                schema, kept, read_file = _text(files, [_guarded(file, Delimited, dataset) for file in files], "csv")
+                schema, kept, found = _text(files, [_guarded(file, Delimited, dataset) for file in files], "csv")
             case "jsonl":
-                lines = [JsonLines(file, dataset.encoding) for file in files]
-                schema, kept, read_file = _text(files, lines, "jsonl")
+                schema, kept, found = _text(files, [JsonLines(file, dataset.encoding) for file in files], "jsonl")
         schema, kept = _with_partitions(schema, files), _with_partitions(kept, files)
+    fragments = tuple(replace(one, schema=schema) for one in found)
+    return Rows(
+        schema, kept, _fingerprint(files), lambda: chain.from_iterable(map(Fragment.batches, fragments)), fragments
+    )
 
-    def all_rows() -> Iterator[pa.RecordBatch]:
-        for file in files:
-            try:
-                for batch in read_file(file):
-                    yield _completed(batch, schema, file)
-            except (pa.ArrowException, OSError) as error:
-                raise DatasetError(f"cannot read {file.path}: {_first_line(error)}") from None
 
-    return Rows(schema, kept, _fingerprint(files), all_rows)
+def _whole(file: File, reader: Reader) -> Fragment:
+    size = int(file.filesystem.info(file.path).get("size") or 0)
+    return Fragment(file, pa.schema([]), reader, size * _PACKED if file.compression else size)
 
 
 def _format(dataset: Dataset, files: list[File]) -> Format:
@@ -164,20 +170,14 @@ def _guarded(file: File, make: Callable[[File, Dataset], Delimited], dataset: Da
     try:
         return make(file, dataset)
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"cannot read {file.path}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
+        raise DatasetError(f"cannot read {file.path}: {first_line(error)}") from None
 
 
 def _twice(names: Sequence[str]) -> list[str]:
     return sorted({name for name in names if names.count(name) > 1})
 
 
-def _text(
-    files: list[File], opened: Sequence[_TextFile], kind: Format
-) -> tuple[pa.Schema, pa.Schema, Callable[[File], Iterator[pa.RecordBatch]]]:
+def _text(files: list[File], opened: Sequence[_TextFile], kind: Format) -> tuple[pa.Schema, pa.Schema, list[Fragment]]:
     """Settles the columns of text files: as they are read, and as they are kept."""
     columns: dict[str, Column] = {}
     for file, one in zip(files, opened, strict=True):
@@ -190,12 +190,11 @@ def _text(
         try:
             one.look(columns)
         except (pa.ArrowException, OSError) as error:
-            raise DatasetError(f"cannot read {file.path}: {_first_line(error)}") from None
+            raise DatasetError(f"cannot read {file.path}: {first_line(error)}") from None
     settled = [column.settle() for column in columns.values()]
     schema = pa.schema([column.read for column in settled])
     kept = pa.schema([column.read.remove_metadata().with_type(column.kept) for column in settled])
-    by_path = {file.path: one for file, one in zip(files, opened, strict=True)}
-    return schema, kept, lambda file: by_path[file.path].rows(schema)
+    return schema, kept, list(map(_whole, files, opened))
 
 
 def _check_headers(files: list[File], opened: Sequence[_TextFile]) -> None:
@@ -211,9 +210,10 @@ def _check_headers(files: list[File], opened: Sequence[_TextFile]) -> None:
         raise DatasetError("the files of the dataset do not have the same columns:", problems)
 
 
-def _parquet(files: list[File]) -> tuple[pa.Schema, pa.Schema, Callable[[File], Iterator[pa.RecordBatch]]]:
+def _parquet(files: list[File]) -> tuple[pa.Schema, pa.Schema, list[Fragment]]:
     """The columns of all files; one that a file lacks is null there. Of one file, pandas' index and types are kept."""
-    schemas = [_parquet_schema(file) for file in files]
+    footers = [_footer(file) for file in files]
+    schemas = [_parquet_schema(footer) for footer in footers]
     pandas = {b"pandas": about} if len(files) == 1 and (about := (schemas[0].metadata or {}).get(b"pandas")) else None
     for file, schema in zip(files, schemas, strict=True):
         if twice := _twice(schema.names):
@@ -227,11 +227,12 @@ def _parquet(files: list[File]) -> tuple[pa.Schema, pa.Schema, Callable[[File], 
         common = pa.unify_schemas(plain, promote_options="permissive")
     except pa.ArrowException as error:
         raise DatasetError(
-            f"the files of the dataset have columns of different types: {_first_line(error)}; narrow dataset.path, or "
+            f"the files of the dataset have columns of different types: {first_line(error)}; narrow dataset.path, or "
             "cast them in a dataset.sql"
         ) from None
     common = pa.schema([pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in common])
-    return common, common.with_metadata(pandas), _parquet_rows
+    pieces = (parquet_fragments(file, footer, common) for file, footer in zip(files, footers, strict=True))
+    return common, common.with_metadata(pandas), list(chain.from_iterable(pieces))
 
 
 def _decoded(field: pa.Field, types: set[pa.DataType]) -> pa.Field:
@@ -241,38 +242,21 @@ def _decoded(field: pa.Field, types: set[pa.DataType]) -> pa.Field:
     return field
 
 
-def _parquet_schema(file: File) -> pa.Schema:
+def _footer(file: File) -> pq.FileMetaData:
     try:
         with file.open() as stream:
-            schema: pa.Schema = pq.ParquetFile(stream).schema_arrow
+            return pq.read_metadata(stream)
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"cannot read {file.path}: {_first_line(error)}") from None
+        raise DatasetError(f"cannot read {file.path}: {first_line(error)}") from None
+
+
+def _parquet_schema(footer: pq.FileMetaData) -> pa.Schema:
+    schema: pa.Schema = footer.schema.to_arrow_schema()
     kept_by = [(field.metadata or {}).get(b"ARROW:extension:name", b"") for field in schema]
     if _PANDAS_TYPES not in sys.modules and any(name.startswith(b"pandas.") for name in kept_by):
         import_module(_PANDAS_TYPES)
-        return _parquet_schema(file)
+        schema = footer.schema.to_arrow_schema()
     return schema
-
-
-def _parquet_rows(file: File) -> Iterator[pa.RecordBatch]:
-    with file.open() as stream:
-        opened = pq.ParquetFile(stream, pre_buffer=False)
-        yield from read_ahead(map(_sound, opened.iter_batches(batch_size=BATCH_ROWS, use_threads=False)))
-
-
-def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch whose texts are UTF-8: writers of Parquet do not all see to it."""
-    batch.validate(full=True)
-    return batch
-
-
-def _request_lines(file: File) -> Iterator[pa.RecordBatch]:
-    for block in line_blocks(file):
-        numbered = list(enumerate(block.text.decode(errors="replace").split("\n")[:-1], block.first_line))
-        kept = [(number, line) for number, line in numbered if line.strip()]
-        if kept:
-            columns = [pa.array(column) for column in zip(*kept, strict=True)]
-            yield pa.RecordBatch.from_arrays(columns, schema=REQUEST_LINES)
 
 
 def _with_partitions(schema: pa.Schema, files: list[File]) -> pa.Schema:
@@ -283,20 +267,6 @@ def _with_partitions(schema: pa.Schema, files: list[File]) -> pa.Schema:
             values = pa.array([dict(file.partitions).get(name) for file in files], pa.string())
             schema = schema.append(pa.field(name, pa.int64() if whole_numbers(values) else pa.string()))
     return schema
-
-
-def _completed(batch: pa.RecordBatch, schema: pa.Schema, file: File) -> pa.RecordBatch:
-    """A file's rows with the columns of all files, in their types."""
-    there, partitions = set(batch.schema.names), dict(file.partitions)
-    columns = []
-    for field in schema:
-        if field.name in there:
-            column = batch[field.name]
-            columns.append(column if column.type == field.type else column.cast(field.type))
-        else:
-            value = pa.scalar(partitions.get(field.name)).cast(field.type)
-            columns.append(pa.repeat(value, batch.num_rows))
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _fingerprint(files: list[File]) -> str:

@@ -17,7 +17,7 @@ from overnight.job.job import Job
 from overnight.job.profiles import Profile
 from overnight.job.prompt import compile_prompt
 from overnight.job.task import Raw
-from overnight.rows.dataset import REQUEST_LINES
+from overnight.rows.fragments import REQUEST_LINES
 from overnight.rows.ids import IdSet, id_hashes
 from overnight.rows.lines import custom_id_of, request_lines
 from overnight.rows.rules import CheckedLine, check_line
@@ -40,7 +40,7 @@ class Requests:
     ids: list[str]
     lines: list[bytes]
     """Both are meaningless where the row has an error."""
-    kinds: Kind | list[Kind]
+    kinds: tuple[Kind, ...]
     """One for all, or one per row."""
     errors: dict[int, tuple[str, str]] = field(default_factory=dict)
     """Position: error code and message of a row that cannot be sent."""
@@ -74,7 +74,7 @@ def request_source(job: Job, schema: pa.Schema) -> Source:
     def render(batch: pa.RecordBatch, _first_row: int) -> Requests:
         bodies = prompt.bodies(batch)
         ids, lines = request_lines(job.name, prompt.url, bodies.texts, salts.of(batch, bodies.texts))
-        return Requests(ids, lines, kind, too_large(lines, bodies.errors))
+        return Requests(ids, lines, (kind,), too_large(lines, bodies.errors))
 
     return render
 
@@ -136,7 +136,7 @@ def _raw_columns(job: Job, task: Raw, schema: pa.Schema) -> Source:
             kinds.append(Kind(str(body.get("model")), task.url, _RAW_FRAME))
             bodies.append(_encode(dict(sorted(body.items()))))
         ids, lines = request_lines(job.name, task.url, bodies, salts.of(batch, bodies))
-        return Requests(ids, lines, kinds, too_large(lines, errors), problems)
+        return Requests(ids, lines, tuple(kinds), too_large(lines, errors), problems)
 
     return read
 
@@ -180,6 +180,6 @@ def _raw_file(job: Job) -> Source:
             ids.append(checked.custom_id)
             lines.append(line)
             kinds.append(Kind(checked.model, checked.url, _RAW_FRAME))
-        return Requests(ids, lines, kinds, problems=problems)
+        return Requests(ids, lines, tuple(kinds), problems=problems)
 
     return read

@@ -84,6 +84,11 @@ class JobFolder:
         return self.path / "requests"
 
     @property
+    def fragments(self) -> Path:
+        """What a cluster's workers rendered for a build; each is gone once it is read."""
+        return self.path / "fragments"
+
+    @property
     def responses(self) -> Path:
         """What the provider sent back, byte for byte."""
         return self.path / "responses"

@@ -37,6 +37,11 @@ class TableWriter:
         if self._rows >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
             self.flush()
 
+    def note(self, notes: dict[str, bytes]) -> None:
+        """Keeps something beside the rows, in the footer: `notes_of` reads it."""
+        self._behind.wait()
+        self._writer.add_key_value_metadata(notes)
+
     def flush(self) -> None:
         """Hands on what has gathered: it is compressed and written while the next rows are made."""
         if self._pending:
@@ -88,6 +93,31 @@ def read_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.Re
             rows += batch.num_rows
             yield batch
         check_rows(path, rows, opened.metadata.num_rows)
+
+
+def notes_of(path: Path) -> dict[str, bytes]:
+    """What a table of ours keeps beside its rows."""
+    with open_parquet(path) as opened:
+        return {name.decode(): value for name, value in (opened.metadata.metadata or {}).items()}
+
+
+def read_rows(path: Path, first: int, count: int) -> Iterator[pa.RecordBatch]:
+    """Streams some rows of a table of ours; of its row groups it reads those that hold them."""
+    with open_parquet(path) as opened:
+        groups, skip, at = list[int](), 0, 0
+        for number in range(opened.num_row_groups):
+            rows = opened.metadata.row_group(number).num_rows
+            if at + rows > first and at < first + count:
+                skip = skip if groups else first - at
+                groups.append(number)
+            at += rows
+        left = count
+        for batch in opened.iter_batches(batch_size=READ_ROWS, row_groups=groups, use_threads=False) if groups else ():
+            wanted = batch.slice(skip, left)
+            skip, left = max(0, skip - batch.num_rows), left - wanted.num_rows
+            if wanted.num_rows:
+                yield wanted
+        check_rows(path, count - left, count)
 
 
 def check_rows(path: Path, found: int, expected: int) -> None:

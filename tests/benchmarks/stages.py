@@ -151,7 +151,13 @@ def _overnight_build(folder: Path) -> Callable[[], Any]:
     from overnight.builds.staging import stage  # noqa: PLC0415
 
     run = _run(folder)
+    os.environ.setdefault("OVERNIGHT_RUNNER", "threads")
     return lambda: stage(run)
+
+
+def _spread_build(folder: Path) -> Callable[[], Any]:
+    os.environ["OVERNIGHT_RUNNER"] = "processes"
+    return _overnight_build(folder)
 
 
 def _built(folder: Path) -> Any:
@@ -206,6 +212,7 @@ def _attempts(folder: Path) -> Any:
     from overnight.job.prompt import definition_of  # noqa: PLC0415
     from overnight.ledger.records import JobRecord  # noqa: PLC0415
     from overnight.ledger.states import State  # noqa: PLC0415
+    from overnight.store.parquet import notes_of  # noqa: PLC0415
 
     run, pairs = _in_child(folder)
     ledger, name = run.ledger, run.job.name
@@ -213,8 +220,9 @@ def _attempts(folder: Path) -> Any:
         shutil.copy(run.folder.staging / "rows.parquet", run.folder.rows(None))
         rows = run.rows()
         count = sum(batch.num_rows for batch in rows.batches())
-        now = time.time()
-        ledger.plan(JobRecord(name, {}, definition_of(run.job), rows.fingerprint, count, count, now), _built(folder)[1])
+        now, token = time.time(), notes_of(run.folder.rows(None))["build"].decode()
+        record = JobRecord(name, {}, definition_of(run.job), rows.fingerprint, count, count, now, build=token)
+        ledger.plan(record, _built(folder)[1])
         ledger.acquire(name, "benchmark", now, now + 3600)
         for shard in ledger.shards(name):
             batch = ledger.move(ledger.start_attempt(shard.id, now), State.UPLOADED, file_id=f"file-{shard.id}")
@@ -323,6 +331,7 @@ def _plain(stage: str) -> Callable[[Path], Callable[[], Any]]:
 
 STAGES: dict[tuple[str, str], Callable[[Path], Callable[[], Any]]] = {
     ("build", "overnight"): _overnight_build,
+    ("build", "processes"): _spread_build,
     ("validate", "overnight"): _overnight_validate,
     ("parse", "overnight"): _overnight_parse,
     ("parse", "processes"): _overnight_spread,
