@@ -1,4 +1,4 @@
-"""The joined rows in a Delta table: committed once, whatever is killed, repeated, or done at the same time."""
+"""The joined rows in a table: committed once, whatever is killed, repeated, or done at the same time."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.table import Table as IcebergTable
+from pyiceberg.utils.config import Config
 
 from overnight.answers.lakehouse import check_table, commit_joined
 from overnight.errors import JobError, Terminal
@@ -41,11 +44,134 @@ def rows_of(table: Path) -> pd.DataFrame:
     return DeltaTable(table).to_pandas().sort_values("id").reset_index(drop=True)
 
 
+def commits_of(table: DeltaTable) -> list[str]:
+    """The operations that wrote rows; that a table is made may be committed by more than one."""
+    return [one["operation"] for one in table.history() if one["operation"] != "CREATE TABLE"]
+
+
+ICEBERG = "lake.reviews.answers"
+
+
+@pytest.fixture
+def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SqlCatalog:
+    """A catalog in a database, as PyIceberg finds it by its variables."""
+    (tmp_path / "lake").mkdir()
+    about = {"uri": f"sqlite:///{tmp_path}/lake/catalog.db", "warehouse": f"file://{tmp_path}/lake", "type": "sql"}
+    for name, value in about.items():
+        monkeypatch.setenv(f"PYICEBERG_CATALOG__LAKE__{name.upper()}", value)
+    read_variables(monkeypatch)
+    return SqlCatalog("lake", **about)
+
+
+def read_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyIceberg reads them once in a process, when it is imported."""
+    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())
+
+
+def in_iceberg(make_job: MakeJob, texts: list[str | None], **fields: Any) -> dict[str, Any]:
+    """A job whose rows are appended to a table of that catalog."""
+    return make_job(texts, output={"table": {"format": "iceberg", "uri": ICEBERG, "mode": "append"}}, **fields)
+
+
+def answers_of(catalog: SqlCatalog) -> list[str]:
+    rows = catalog.load_table("reviews.answers").scan().to_arrow()
+    return sorted(str(one) for one in rows["answer"].to_pylist())
+
+
+def test_each_build_is_appended_to_an_iceberg_table_once(
+    make_job: MakeJob, tmp_path: Path, catalog: SqlCatalog
+) -> None:
+    run, joined = run_job(in_iceberg(make_job, ["a", "b", "[400]", None]), tmp_path / "home")
+    assert committed(run, awaited=True) is None
+    assert len({committed(run) for _ in range(3)}) == 1
+    table = catalog.load_table("reviews.answers")
+    assert table.scan().to_arrow().column_names == joined.columns.to_list()
+    assert answers_of(catalog) == ["None", "None", "echo: a", "echo: b"]
+    other, _ = run_job(in_iceberg(make_job, ["a", "c"]), tmp_path / "home")
+    second = committed(other)
+    run, _ = run_job(in_iceberg(make_job, ["a", "b", "[400]", None]), tmp_path / "another home")
+    expire_snapshots(table)
+    assert committed(run) == second, (
+        "a build is known again, by another ledger, after another build, its snapshot expired"
+    )
+    assert answers_of(catalog) == ["None", "None", "echo: a", "echo: a", "echo: b", "echo: c"]
+
+
+def expire_snapshots(table: IcebergTable) -> None:
+    table.refresh()
+    old = [one.snapshot_id for one in table.snapshots()][:-1]
+    table.maintenance.expire_snapshots().by_ids(old).commit()
+
+
+def test_a_column_that_came_since_is_added_to_an_iceberg_table(
+    make_job: MakeJob, tmp_path: Path, catalog: SqlCatalog
+) -> None:
+    committed(run_job(in_iceberg(make_job, ["a"]), tmp_path / "home")[0])
+    job = in_iceberg(make_job, ["b"])
+    Path(job["dataset"]["path"]).write_text('{"id": 7, "text": "b", "lang": "en"}\n')
+    committed(run_job(job, tmp_path / "home")[0])
+    rows = catalog.load_table("reviews.answers").scan().to_arrow().to_pylist()
+    assert sorted((one["answer"], one["lang"]) for one in rows) == [("echo: a", None), ("echo: b", "en")]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_commit_to_an_iceberg_table_that_is_killed_is_made_once(
+    make_job: MakeJob, tmp_path: Path, catalog: SqlCatalog, moment: str
+) -> None:
+    run, _ = run_job(in_iceberg(make_job, ["a", "b"]), tmp_path / "home")
+    child = commit_process(run, moment)
+    child.communicate("x", timeout=60)
+    assert child.returncode == -signal.SIGKILL
+    assert catalog.table_exists("reviews.answers") == (moment == "after")
+    committed(run)
+    assert answers_of(catalog) == ["echo: a", "echo: b"]
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["a table", "no table"])
+def test_workers_that_commit_to_an_iceberg_table_at_the_same_moment_commit_once(
+    make_job: MakeJob, tmp_path: Path, catalog: SqlCatalog, there: bool
+) -> None:
+    if there:
+        committed(run_job(in_iceberg(make_job, ["z"]), tmp_path / "before")[0])
+    run, _ = run_job(in_iceberg(make_job, ["a", "b"]), tmp_path / "home")
+    commit_at_once(run)
+    assert answers_of(catalog) == ["echo: a", "echo: b", *(["echo: z"] if there else [])]
+    assert len(catalog.load_table("reviews.answers").snapshots()) == 1 + there
+
+
+def commit_at_once(run: Run, home: str | None = None) -> None:
+    """Four processes commit when they are told to, all of them."""
+    workers = [commit_process(run, "never", home) for _ in range(4)]
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("x")
+        worker.stdin.flush()
+    outcomes = [worker.communicate(timeout=60) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * 4, outcomes
+
+
+def test_what_an_iceberg_table_cannot_hold_or_has_otherwise_is_told_before_anything_is_spent(
+    make_job: MakeJob, catalog: SqlCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = load_job(in_iceberg(make_job, ["a"]))
+    with pytest.raises(JobError, match=r"Iceberg has no type for the column 'odd' \(duration"):
+        check_table(job, pa.schema([("fine", pa.string()), ("odd", pa.duration("s"))]))
+    check_table(job, pa.schema([("small", pa.uint8()), ("when", pa.timestamp("ns")), ("list", pa.list_(pa.int64()))]))
+    catalog.create_namespace("reviews")
+    catalog.create_table("reviews.answers", pa.schema([("status", pa.int64()), ("list", pa.list_(pa.int64()))]))
+    with pytest.raises(JobError, match=r"'status' is int64 there, and (large_)?string here"):
+        check_table(job, pa.schema([("status", pa.string()), ("list", pa.list_(pa.int64()))]))
+    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__URI", "sqlite:////nowhere/catalog.db")
+    read_variables(monkeypatch)
+    with pytest.raises(JobError, match=r"output\.table: lake\.reviews\.answers cannot be opened: .*unable to open"):
+        check_table(job, pa.schema([("status", pa.string())]))
+
+
 @pytest.mark.parametrize("mode", ["merge", "append"])
 def test_the_joined_rows_are_committed_once(make_job: MakeJob, tmp_path: Path, mode: str) -> None:
     job = keyed(make_job, ["a", "b", "[400]", None], tmp_path / "table", mode)
     run, joined = run_job(job, tmp_path / "home")
-    assert [committed(run) for _ in range(3)] == [0, 0, 0]
+    assert [committed(run) for _ in range(3)] == [1, 1, 1]
     there = rows_of(tmp_path / "table")
     pd.testing.assert_frame_equal(there[["id", "answer", "status"]], joined[["id", "answer", "status"]])
     assert there.columns.to_list() == joined.columns.to_list()
@@ -55,10 +181,10 @@ def test_a_merge_replaces_rows_of_the_same_key_and_adds_others(make_job: MakeJob
     run, _ = run_job(keyed(make_job, ["a", "b"], tmp_path / "table"), tmp_path / "home")
     committed(run)
     run, _ = run_job(keyed(make_job, ["a", "other", "c"], tmp_path / "table"), tmp_path / "home")
-    assert committed(run) == 1
+    assert committed(run) == 2
     assert rows_of(tmp_path / "table")["answer"].to_list() == ["echo: a", "echo: other", "echo: c"]
     run, _ = run_job(keyed(make_job, ["a", "b"], tmp_path / "table"), tmp_path / "home")
-    assert committed(run) == 2, "rows that came back are committed as others are"
+    assert committed(run) == 3, "rows that came back are committed as others are"
     assert rows_of(tmp_path / "table")["answer"].to_list() == ["echo: a", "echo: b", "echo: c"]
 
 
@@ -67,44 +193,43 @@ def test_an_append_waits_until_each_row_has_its_verdict_and_takes_each_build_onc
 ) -> None:
     run, _ = run_job(keyed(make_job, ["a", "b"], tmp_path / "table", "append"), tmp_path / "home")
     assert committed(run, awaited=True) is None
-    assert committed(run) == 0
+    assert committed(run) == 1
     run, _ = run_job(keyed(make_job, ["a", "c"], tmp_path / "table", "append"), tmp_path / "home")
-    assert [committed(run), committed(run)] == [1, 1]
+    assert [committed(run), committed(run)] == [2, 2]
     run, _ = run_job(keyed(make_job, ["a", "b"], tmp_path / "table", "append"), tmp_path / "another home")
-    assert committed(run) == 1, "a build that is there is known again, also after another one and by another ledger"
+    assert committed(run) == 2, "a build that is there is known again, also after another one and by another ledger"
     assert sorted(rows_of(tmp_path / "table")["answer"]) == ["echo: a", "echo: a", "echo: b", "echo: c"]
 
 
 _COMMIT = """
 import os, signal, sys
-from overnight.answers import lakehouse
+from overnight.answers import delta, iceberg, lakehouse
 from overnight.ledger.run import recorded_run
 
 moment, job, home = sys.argv[1:]
 run = recorded_run(job, home)
-written = lakehouse._write
+library = {"delta": delta, "iceberg": iceberg}[run.job.output.table.format]
+commit = library.commit
 
 def killed(*given):
     if moment == "before":
         os.kill(os.getpid(), signal.SIGKILL)
-    version = written(*given)
+    version = commit(*given)
     if moment == "after":
         os.kill(os.getpid(), signal.SIGKILL)
     return version
 
-lakehouse._write = killed
+library.commit = killed
 sys.stdin.read(1)
 print(lakehouse.commit_joined(run, run.ledger.job(job), awaited=False))
 """
 
 
-def commit_process(run: Run, moment: str, **environment: str) -> subprocess.Popen[str]:
+def commit_process(run: Run, moment: str, home: str | None = None) -> subprocess.Popen[str]:
     """A process that commits when it is told to, and is killed right before or after, or never."""
-    command = [sys.executable, "-c", _COMMIT, moment, run.job.name, str(run.home)]
+    command = [sys.executable, "-c", _COMMIT, moment, run.job.name, home or str(run.home)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True
-    )
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.mark.parametrize("mode", ["merge", "append"])
@@ -115,7 +240,7 @@ def test_a_commit_that_is_killed_is_made_once(make_job: MakeJob, tmp_path: Path,
     child.communicate("x", timeout=60)
     assert child.returncode == -signal.SIGKILL
     assert (tmp_path / "table").exists() == (moment == "after")
-    assert committed(run) == 0
+    assert committed(run) == 1
     assert rows_of(tmp_path / "table")["answer"].to_list() == ["echo: a", "echo: b"]
 
 
@@ -128,17 +253,11 @@ def test_two_workers_that_commit_at_the_same_moment_commit_once(
         run, _ = run_job(keyed(make_job, ["z"], tmp_path / "table", mode), tmp_path / "before")
         committed(run)
     run, _ = run_job(keyed(make_job, ["a", "b"], tmp_path / "table", mode), tmp_path / "home")
-    workers = [commit_process(run, "never") for _ in range(4)]
-    for worker in workers:
-        assert worker.stdin is not None
-        worker.stdin.write("x")
-        worker.stdin.flush()
-    outcomes = [worker.communicate(timeout=60) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0] * 4, outcomes
+    commit_at_once(run)
     answers = rows_of(tmp_path / "table")["answer"].to_list()
     old = ["echo: z"] if there and mode == "append" else []
     assert sorted(answers) == ["echo: a", "echo: b", *old]
-    assert len(DeltaTable(tmp_path / "table").history()) == 1 + there
+    assert len(commits_of(DeltaTable(tmp_path / "table"))) == 1 + there
 
 
 def job_with(table: Path, **fields: Any) -> Job:
@@ -158,7 +277,7 @@ def test_numbers_and_times_that_delta_has_no_type_for_are_widened(tmp_path: Path
     rows.to_parquet(path := tmp_path / "texts.parquet")
     job["dataset"] |= {"path": str(path)}
     run, _ = run_job(job, tmp_path / "home")
-    assert committed(run) == 0
+    assert committed(run) == 1
     there = rows_of(tmp_path / "table")
     assert there["small"].to_list() == [200, 255]
     assert [int(one) for one in there["large"]] == [2**63 + 5, 2**64 - 1]
@@ -196,6 +315,8 @@ def test_a_table_that_cannot_be_written_fails_the_step_and_keeps_the_joined_file
     ("fields", "message"),
     [
         ({"dataset": {"path": "x.csv"}}, "mode merge needs a dataset.key"),
+        ({"output": {"table": {"format": "iceberg", "uri": "a.b.c"}}}, "an iceberg table takes mode: append"),
+        ({"output": {"table": {"format": "iceberg", "uri": "a.b", "mode": "append"}}}, "catalog.namespace.table"),
         ({"model": None, "models": ["a", "b"]}, "without models and variants"),
     ],
 )
@@ -212,5 +333,5 @@ def test_a_run_commits_and_a_run_with_nothing_new_commits_nothing(
     job = keyed(make_job, ["a", "b"], tmp_path / "table")
     for _ in range(2):
         run_batch(job, home=str(tmp_path / "home"))
-    assert len(DeltaTable(tmp_path / "table").history()) == 1
+    assert commits_of(DeltaTable(tmp_path / "table")) == ["MERGE"]
     assert rows_of(tmp_path / "table")["answer"].to_list() == ["echo: a", "echo: b"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from deltalake import DeltaTable
 
 from overnight.builds.staging import stage
 from overnight.errors import HomeError, HomeUnavailable, LedgerError
@@ -39,6 +40,7 @@ from tests.object_store import StoreProcess, running_store
 from tests.postgresql import Server, needs_postgresql
 from tests.spreadable import double, files_of_working_copies
 from tests.steps import advance, build, finish, run_job
+from tests.test_lakehouse import commit_at_once, commits_of
 
 pytestmark = needs_postgresql
 TEXTS: list[str | None] = [*(f"t{n}" for n in range(12)), "t0", "[400]", None]
@@ -182,6 +184,25 @@ def test_dask_workers_without_a_shared_disk_build_and_parse_the_same_while_they_
     another_machine()
     table = pd.read_parquet(joined_table(recorded_run("texts", home)))
     pd.testing.assert_frame_equal(same(table), same(on_one_disk(job, tmp_path / "clean", monkeypatch)))
+
+
+@pytest.mark.parametrize("mode", ["merge", "append"])
+def test_workers_without_a_shared_disk_commit_the_joined_rows_to_a_table_in_the_store_once(
+    make_job: MakeJob, home: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    table = home.removesuffix("runs") + "table"
+    job = make_job(TEXTS, output={"table": {"format": "delta", "uri": table, "mode": mode}})
+    job["dataset"] |= {"key": ["id"]}
+    finish(build(job, home))
+    another_machine()
+    run = recorded_run("texts", home)
+    assert is_there(run.folder.joined)
+    commit_at_once(run, home)
+    there = DeltaTable(table)
+    assert commits_of(there) == ["MERGE" if mode == "merge" else "WRITE"]
+    answered = there.to_pandas().sort_values("id")
+    assert answered["status"].to_list() == pd.read_parquet(run.folder.joined)["status"].to_list()
 
 
 def test_a_store_that_is_busy_or_cuts_its_replies_short_is_asked_again(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -91,7 +92,7 @@ def result_parts(folder: Path, shards: Sequence[Shard]) -> list[Path]:
 
 
 def settled_ids(parts: Sequence[Path], *, resubmit_lost: bool) -> list[Hashes]:
-    """Hashes of the requests that need not, or may not, be sent again.
+    """Hashes of the requests that need not, or may not, be sent again, those of a part together.
 
     Args:
         parts: of a job.
@@ -100,12 +101,14 @@ def settled_ids(parts: Sequence[Path], *, resubmit_lost: bool) -> list[Hashes]:
     kept = pa.array(sorted(SETTLED))
     found: list[Hashes] = []
     for part in parts:
+        of_part = [id_hashes(list[str]())]
         for batch in read_batches(part, ["custom_id", "verdict", "error_code"]):
             held = pc.fill_null(pc.equal(batch["error_code"], "batch_lost"), False)
             final = pc.is_in(batch["verdict"], value_set=kept)
             settled = batch.filter(final if resubmit_lost else pc.or_(final, held))
             if settled.num_rows:
-                found.append(id_hashes(settled["custom_id"].to_pylist()))
+                of_part.append(id_hashes(settled["custom_id"].to_pylist()))
+        found.append(np.concatenate(of_part))
     return found
 
 

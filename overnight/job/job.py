@@ -131,13 +131,22 @@ class Limits(Part):
 class Table(Part):
     """A table of a lakehouse that the joined rows are committed to, once for each build or change of them."""
 
-    format: Literal["delta"]
-    """`delta`: Delta Lake; it needs `overnight[delta]`."""
+    format: Literal["delta", "iceberg"]
+    """`delta`: Delta Lake; it needs `overnight[delta]`. `iceberg`: Apache Iceberg; it needs `overnight[iceberg]`."""
     uri: str = Field(min_length=1)
-    """A folder, or an address such as `s3://bucket/path`. Keys stand in the environment (`AWS_ACCESS_KEY_ID`, …)."""
+    """Delta: a folder, or an address such as `s3://bucket/path`. Iceberg: `catalog.namespace.table`, a catalog as
+    PyIceberg knows it. Keys stand in the environment (`AWS_ACCESS_KEY_ID`, `PYICEBERG_CATALOG__…`)."""
     mode: Literal["merge", "append"] = "merge"
     """`merge`: a row replaces the one with the same `dataset.key`, and others are added. `append`: the rows of a build
-    are added once, when each has its verdict."""
+    are added once, when each has its verdict; of the two, what Iceberg can."""
+
+    @model_validator(mode="after")
+    def _can_be_meant(self) -> Table:
+        if self.format == "iceberg" and self.mode != "append":
+            raise ValueError("output.table: an iceberg table takes mode: append; merge is what a delta table can")
+        if self.format == "iceberg" and self.uri.count(".") < 2:
+            raise ValueError(f"output.table.uri: {self.uri!r} should be catalog.namespace.table for iceberg")
+        return self
 
 
 class Output(Part):

@@ -110,8 +110,8 @@ def self_contained(job: Job) -> Job:
         changes["dataset"] = job.dataset.model_copy(update={"path": str(Path(job.dataset.path).absolute())})
     if isinstance(getattr(job.task, "output_schema", None), str):
         changes["task"] = job.task.model_copy(update={"output_schema": answer_of(job).schema})
-    if job.output.table is not None and "://" not in job.output.table.uri:
-        table = job.output.table.model_copy(update={"uri": str(Path(job.output.table.uri).absolute())})
+    if (given := job.output.table) is not None and given.format == "delta" and "://" not in given.uri:
+        table = given.model_copy(update={"uri": str(Path(given.uri).absolute())})
         changes["output"] = job.output.model_copy(update={"table": table})
     return job.model_copy(update=changes)
 
