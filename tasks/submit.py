@@ -159,7 +159,7 @@ class Submission:
         metadata = {"overnight_job": shard.job, "overnight_shard": shard.key, "overnight_attempt": batch.token}
         until = (batch.creating_at or 0) + _SEND_SECONDS
         try:
-            remote = self._provider.create(batch.file_id or "", shard.url, metadata, until)
+            remote = self._provider.create(batch.file_id or "", shard.url, metadata, until, shard.model)
         except ReplyLost as error:
             logger.warning("shard %s: %s; looking for its batch before anything else", shard.file_name, error)
             return self._adopt(ledger.move(batch, State.UNKNOWN), shard)

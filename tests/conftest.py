@@ -50,7 +50,7 @@ class ProviderProcess(ServerProcess):
     """`tests/provider_server.py` in a process of its own."""
 
     def __init__(self) -> None:
-        super().__init__(str(ROOT / "tests/provider_server.py"))
+        super().__init__("-m", "tests.provider_server")
         self.base_url = self.address
 
     def order(self, **orders: Any) -> None:

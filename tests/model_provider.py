@@ -103,7 +103,14 @@ class ModelProvider(Provider):
         self._seam()
         yield from [self.file(file_id) for file_id in self.uploads]
 
-    def create(self, file_id: str, url: str, metadata: Mapping[str, str], until: float = 0) -> RemoteBatch:  # noqa: ARG002 - the seam's
+    def create(
+        self,
+        file_id: str,
+        url: str,  # noqa: ARG002 - the seam's
+        metadata: Mapping[str, str],
+        until: float = 0,
+        model: str = "",  # noqa: ARG002 - the seam's
+    ) -> RemoteBatch:
         before = self.skew
         self._seam()
         if time.time() + self.skew - before > until:

@@ -1,6 +1,6 @@
 """A provider that misbehaves on order: the Files and Batches API over real HTTP, with every fault a test asks for.
 
-    python tests/provider_server.py            # prints its address, serves until stdin closes
+    python -m tests.provider_server            # prints its address, serves until stdin closes
 
 What is ordered is deterministic: a fault belongs to the next calls of its kind, a behaviour to the next batches
 created. `POST /_order` takes orders, `GET /_books` tells what was called and what was billed per custom_id, each
@@ -26,6 +26,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests import mistral_words as mistral
 
 SETTINGS = {
     "key",             # that calls have to come with
@@ -185,6 +187,7 @@ class Provider:
             self.files[file_id] = {
                 "id": file_id, "object": "file", "bytes": len(content), "created_at": int(time.time()),
                 "filename": name, "purpose": purpose, "status": "processed",
+                "sample_type": "batch_request", "source": "upload",
             }  # fmt: skip
             return self.described(file_id) or {}
 
@@ -353,6 +356,15 @@ class Provider:
                 batch["status"] = "cancelling"
             return self.shown(batch) if batch else None
 
+    def file_page(self, query: dict[str, str]) -> dict[str, Any]:
+        """All files at once, or a numbered page of them (Mistral)."""
+        with self.lock:
+            every = list(self.files.values())
+            if "page" not in query:
+                return {"object": "list", "data": every}
+            page, size = int(query["page"]), int(query["page_size"])
+            return {"object": "list", "data": every[page * size : (page + 1) * size], "total": len(every)}
+
     def page(self, after: str | None, limit: int) -> Any:
         """Batches, newest first."""
         with self.lock:
@@ -502,13 +514,15 @@ class Handler(BaseHTTPRequestHandler):
         if parts == ["files"] and self.command == "POST":
             return "upload", self._upload
         if parts == ["files"]:
-            return "files", lambda fault: self._answer(fault, {"object": "list", "data": list(provider.files.values())})
+            return "files", lambda fault: self._answer(fault, provider.file_page(query))
         if parts[0] == "files" and self.command == "GET" and parts[-1] != "content":
             return "file", lambda fault: self._answer(fault, provider.described(parts[1]))
         if parts[0] == "files" and parts[-1] == "content":
             return "content", lambda fault: self._download(parts[1], fault)
         if parts[0] == "files" and self.command == "DELETE":
             return "delete", lambda fault: self._delete(parts[1], fault)
+        if parts[:2] == ["batch", "jobs"]:
+            return self._route_jobs(parts[2:], query)
         if parts == ["batches"] and self.command == "POST":
             return "create", self._create
         if parts == ["batches"]:
@@ -520,6 +534,19 @@ class Handler(BaseHTTPRequestHandler):
         if parts[0] == "batches":
             return "retrieve", lambda fault: self._answer(fault, provider.look(parts[1]))
         return "unknown", lambda fault: self._answer(fault, None)
+
+    def _route_jobs(self, parts: list[str], query: dict[str, str]) -> tuple[str, Callable[[Fault | None], None]]:
+        """Mistral's calls: the same batches, in its words."""
+        provider = self.provider
+        if not parts and self.command == "POST":
+            self._content = json.dumps(mistral.order(json.loads(self._content))).encode()
+            return "create", lambda fault: self._create(fault, mistral.job)
+        if not parts:
+            page, size = int(query.get("page", 0)), int(query.get("page_size", 100))
+            return "list", lambda fault: self._answer(fault, mistral.page(provider.page(None, 1 << 20), page, size))
+        if parts[-1] == "cancel":
+            return "cancel", lambda fault: self._answer(fault, mistral.job(provider.cancel(parts[0])))
+        return "retrieve", lambda fault: self._answer(fault, mistral.job(provider.look(parts[0])))
 
     def _upload(self, fault: Fault | None) -> None:
         boundary = (self.headers.get_boundary() or "").encode()
@@ -535,7 +562,7 @@ class Handler(BaseHTTPRequestHandler):
     def _enveloped(self, reply: Any, envelope: str) -> Any:
         return {"code": 20000, "status": True, envelope: reply} if self.provider.envelope else reply
 
-    def _create(self, fault: Fault | None) -> None:
+    def _create(self, fault: Fault | None, worded: Callable[[Any], Any] = lambda batch: batch) -> None:
         wanted = json.loads(self._content)
         if wanted["input_file_id"] not in self.provider.contents:
             return self._reply(400, error_body(f"Cannot find file {wanted['input_file_id']}", "invalid_request"))
@@ -544,7 +571,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.provider.processing > 0:
             message = f"The file {wanted['input_file_id']} has not been processed yet"
             return self._reply(400, error_body(message, "invalid_request"))
-        return self._answer(fault, self._enveloped(self.provider.create(wanted), "job"))
+        return self._answer(fault, self._enveloped(worded(self.provider.create(wanted)), "job"))
 
     def _download(self, file_id: str, fault: Fault | None) -> None:
         content = self.provider.contents.get(file_id)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx2
 import openai
@@ -30,6 +31,9 @@ from overnight.errors import (
     Unauthorized,
 )
 from overnight.job.profiles import Profile, require_batch_api
+from overnight.providers.dialects.dialect import Order, Page
+from overnight.providers.dialects.mistral import MISTRAL
+from overnight.providers.dialects.openai import OPENAI
 from overnight.providers.download import is_address, opened_address, receive
 from overnight.providers.replies import (
     RemoteBatch,
@@ -38,7 +42,6 @@ from overnight.providers.replies import (
     error_text,
     names_file,
     refusal,
-    remote_batch,
     remote_file,
 )
 
@@ -50,7 +53,7 @@ _UPLOAD_SECONDS_PER_MB = 5
 """A time limit that 200 MB over a home line keep; the SDK's 10 minutes would cut it."""
 _DOWNLOAD_TRIES = 4
 _NO_KEY = "none"
-_OUTPUT_EXPIRY: Any = {"anchor": "created_at", "seconds": 30 * 86_400}
+_DIALECTS = {"openai": OPENAI, "mistral": MISTRAL}
 
 
 class Provider:
@@ -76,7 +79,7 @@ class Provider:
             ProviderError: there is no address.
             Unauthorized: there is no key.
         """
-        self.profile = profile
+        self.profile, self._dialect = profile, _DIALECTS[profile.dialect]
         require_batch_api(profile)
         if not profile.base_url:
             raise ProviderError(f"the profile {profile.name!r} has no address: set provider.base_url")
@@ -110,7 +113,7 @@ class Provider:
             Unauthorized, NoBatchApi, ProviderUnavailable, ProviderError: as the reply says.
         """
         try:
-            page = self._page(1, None)
+            page = self._page(self._dialect.batches, Page(0, 1, None))
         except NotFound as error:
             raise NoBatchApi(
                 f"{self.address} has no Batch API ({error.message}); check provider.base_url (most end in /v1), or put "
@@ -119,17 +122,16 @@ class Provider:
         if page is None:
             raise NoBatchApi(f"{self.address} answers with a page that is no API reply; check provider.base_url")
 
-    def _page(self, limit: int, after: str | None) -> dict[str, Any] | None:
-        """One page of the list of batches; None where the reply is not one.
+    def _page(self, path: str, page: Page) -> dict[str, Any] | None:
+        """One page of a list, of batches or files; None where the reply is not one.
 
         The call goes around the SDK's page object, which fails on a page of HTML or a bare list (Together).
         """
-        query = {"limit": limit, "after": after} if after else {"limit": limit}
-        with self._translated("list batches"):
-            page: Any = self._client.get("/batches", cast_to=object, options={"params": query})
-        if isinstance(page, list):
-            return {"data": page}
-        return page if isinstance(page, dict) and isinstance(page.get("data"), list) else None
+        with self._translated(f"list {path.rpartition('/')[2]}"):
+            found: Any = self._client.get(path, cast_to=object, options={"params": self._dialect.page(page)})
+        if isinstance(found, list):
+            return {"data": found}
+        return found if isinstance(found, dict) and isinstance(found.get("data"), list) else None
 
     def upload(self, path: Path, name: str | None = None) -> RemoteFile:
         """Uploads a request file, streamed, under its own or another name. Costs nothing."""
@@ -148,7 +150,9 @@ class Provider:
             raise ProviderUnavailable(f"{path.name} has {size:,} bytes, {found.bytes:,} arrived")
         return found
 
-    def create(self, file_id: str, url: str, metadata: Mapping[str, str], until: float = math.inf) -> RemoteBatch:
+    def create(
+        self, file_id: str, url: str, metadata: Mapping[str, str], until: float = math.inf, model: str = ""
+    ) -> RemoteBatch:
         """Creates a batch: the call that costs money. Sent at most once.
 
         Args:
@@ -157,6 +161,7 @@ class Provider:
             metadata: by which the batch is found again.
             until: Unix seconds after which the call is not sent any more: a process that was stopped in between does
                 not know what others did meanwhile.
+            model: of the requests, where it is one.
 
         Raises:
             ReplyLost: it may or may not have made a batch, or came too late.
@@ -169,14 +174,10 @@ class Provider:
         once = self._client.with_options(max_retries=0, timeout=120)
         if time.time() > until:
             raise ReplyLost("the create call came too late to be sent")
+        window, expires = self.profile.completion_window, self.profile.expires_outputs
+        order = self._dialect.order(Order(file_id, url, model, metadata, window, expires))
         try:
-            made = once.batches.create(
-                input_file_id=file_id,
-                endpoint=_as_endpoint(url),
-                completion_window=_as_window(self.profile.completion_window),
-                metadata=dict(metadata),
-                output_expires_after=_OUTPUT_EXPIRY if self.profile.expires_outputs else openai.omit,
-            )
+            made: Any = once.post(self._dialect.batches, cast_to=object, body=order)
         except openai.APIStatusError as error:
             if error.status_code >= 500 or error.status_code in (408, 409):
                 raise ReplyLost(f"the create call was answered with HTTP {error.status_code}") from None
@@ -190,7 +191,7 @@ class Provider:
             raise ReplyLost(f"the create call got no answer: {_cause(error)}") from None
         except openai.OpenAIError as error:
             raise ReplyLost(f"the create call's answer cannot be read: {error}") from None
-        batch = remote_batch(made)
+        batch = self._dialect.read(made)
         if batch is None:
             raise ReplyLost("the create call was answered without a batch id")
         return batch
@@ -198,10 +199,13 @@ class Provider:
     def retrieve(self, batch_id: str) -> RemoteBatch:
         """Looks at one batch."""
         with self._translated(f"retrieve {batch_id}"):
-            found = remote_batch(self._client.batches.retrieve(batch_id))
+            found = self._dialect.read(self._client.get(self._path(batch_id), cast_to=object))
         if found is None:
             raise ProviderUnavailable(f"the answer about {batch_id} is not a batch")
         return found
+
+    def _path(self, batch_id: str) -> str:
+        return f"{self._dialect.batches}/{quote(batch_id, safe='')}"
 
     def batches(self, since: float = 0) -> Iterator[RemoteBatch]:
         """The batches of the account, newest first as providers list them.
@@ -217,18 +221,19 @@ class Provider:
         """
         seen: set[str] = set()
         after: str | None = None
-        for _ in range(MAX_LIST_PAGES):
-            page = self._page(_PAGE, after)
+        for number in range(MAX_LIST_PAGES):
+            asked = Page(number, _PAGE, after)
+            page = self._page(self._dialect.batches, asked)
             if page is None:
                 raise ProviderUnavailable("the list of batches cannot be read")
-            found = [batch for batch in map(remote_batch, page["data"]) if batch is not None]
+            found = [batch for batch in map(self._dialect.read, page["data"]) if batch is not None]
             if len(found) < len(page["data"]):
                 raise ProviderUnavailable("the list of batches has entries that cannot be read")
             if not found or found[0].id in seen:
                 return
             yield from found
             seen.update(batch.id for batch in found)
-            if page.get("has_more") is False or all_before(found, since):
+            if self._dialect.has_more(page, asked) is False or all_before(found, since):
                 return
             after = found[-1].id
         raise ProviderUnavailable(f"the list of batches goes on after {MAX_LIST_PAGES} pages")
@@ -237,7 +242,7 @@ class Provider:
         """Asks for a batch to be cancelled; one that has ended already stays as it is."""
         try:
             with self._translated(f"cancel {batch_id}"):
-                self._client.batches.cancel(batch_id)
+                self._client.post(f"{self._path(batch_id)}/cancel", cast_to=object)
         except ProviderError as error:
             if isinstance(error, Unauthorized | NotFound):
                 raise
@@ -289,19 +294,17 @@ class Provider:
         """
         seen: set[str] = set()
         after: str | None = None
-        for _ in range(MAX_LIST_PAGES):
-            query = {"limit": _PAGE, "after": after} if after else {"limit": _PAGE}
-            with self._translated("list files"):
-                page: Any = self._client.get("/files", cast_to=object, options={"params": query})
-            data = page if isinstance(page, list) else page.get("data") if isinstance(page, dict) else None
-            if not isinstance(data, list):
+        for number in range(MAX_LIST_PAGES):
+            asked = Page(number, _PAGE, after)
+            page = self._page("/files", asked)
+            if page is None:
                 raise ProviderUnavailable("the list of files cannot be read")
-            found = [file for file in map(remote_file, data) if file is not None]
+            found = [file for file in map(remote_file, page["data"]) if file is not None]
             if not found or found[0].id in seen:
                 return
             yield from found
             seen.update(file.id for file in found)
-            if not isinstance(page, dict) or not page.get("has_more"):
+            if not self._dialect.has_more(page, asked):
                 return
             after = found[-1].id
         raise ProviderError(f"the list of files goes on after {MAX_LIST_PAGES} pages: it cannot be read whole")
@@ -361,14 +364,6 @@ def _never_sent(error: openai.APIConnectionError) -> bool:
     return isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
 
 
-# The SDK's literal types are narrower than what providers take: "batch-api", "336h", "/v1/chat/ds-test".
+# The SDK's literal types are narrower than what providers take: "batch-api".
 def _as_purpose(value: str) -> Any:
-    return value
-
-
-def _as_window(value: str) -> Any:
-    return value
-
-
-def _as_endpoint(value: str) -> Any:
     return value

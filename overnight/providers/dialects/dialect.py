@@ -1,0 +1,52 @@
+"""What a dialect is: where batches are, what a create call says, and how a reply is read. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from overnight.providers.replies import RemoteBatch
+
+
+class Order(NamedTuple):
+    """A batch to be made."""
+
+    file_id: str
+    """Of the uploaded requests."""
+    url: str
+    """Their endpoint."""
+    model: str
+    """Of all of them; empty where each line names its own."""
+    metadata: Mapping[str, str]
+    """By which the batch is found again."""
+    window: str
+    """How long it may take, such as `24h`."""
+    expires_outputs: bool
+    """Whether to say how long result files are to be kept."""
+
+
+class Page(NamedTuple):
+    """Which page of a listing is asked for."""
+
+    number: int
+    """From 0."""
+    size: int
+    after: str | None
+    """Id of the last entry of the page before."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One form of the Batch API, where requests and results are files."""
+
+    batches: str
+    """The path of batches below the provider's address; `{path}/{id}` is one, and `{path}/{id}/cancel` ends it."""
+    order: Callable[[Order], dict[str, Any]]
+    """The body of a create call."""
+    page: Callable[[Page], dict[str, str | int]]
+    """The query of a page, of batches and of files alike."""
+    read: Callable[[Any], RemoteBatch | None]
+    """A reply as a batch; None where it is not one."""
+    has_more: Callable[[Mapping[str, Any], Page], bool | None]
+    """Whether a listing goes on after a page; None where its reply does not tell."""

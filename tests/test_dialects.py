@@ -1,0 +1,130 @@
+"""Every dialect of the Batch API: the same faults, the same answers; the vendors' own SDKs judge our test server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from mistralai.client import Mistral
+
+from overnight.job.profiles import Profile
+from overnight.providers.dialects.mistral import MISTRAL, _hours
+from overnight.providers.provider import Provider
+from overnight.providers.replies import RemoteBatch, RemoteError
+from tests.cases import Case, check_case
+from tests.conftest import MakeJob, ProviderProcess
+from tests.steps import build, finish, run_job
+from tests.test_failure_modes import FAILURES
+
+DIALECTS = ("openai", "mistral")
+LINES_ARE_NAMED = "failure 10: one line fails validation"
+"""Mistral's errors of a batch tell no line."""
+DEVIATIONS = ("failure 15", LINES_ARE_NAMED, "failure 10: all lines")
+
+
+def provider_of(profile: str, server: ProviderProcess) -> dict[str, Any]:
+    return {"profile": profile, "base_url": server.base_url, "api_key_env": "OVERNIGHT_KEY_DIALECT"}
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OVERNIGHT_KEY_DIALECT", "secret")
+
+
+@pytest.mark.parametrize("one", [one for one in FAILURES if not str(one.id).startswith(DEVIATIONS)])
+def test_mistral_loses_no_row_and_pays_for_none_twice(
+    one: Case, make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    one.job = one.job | {"provider": provider_of("mistral", provider_server)}
+    check_case(one, make_job, tmp_path, provider_server)
+
+
+def test_the_same_job_comes_to_the_same_answers_in_every_dialect(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    texts: list[str | None] = ["a", "b", "[400]", None, "a"]
+    task = {"kind": "classify", "text": "{{ text }}", "labels": ["good", "bad"]}
+    tables = {}
+    for profile in DIALECTS:
+        provider_server.reset()
+        job = make_job(texts, task=task, provider=provider_of(profile, provider_server))
+        tables[profile] = run_job(job, tmp_path / profile)[1].drop(columns=["batch_id", "cost_usd"])
+    for table in tables.values():
+        pd.testing.assert_frame_equal(table, tables["openai"])
+
+
+def test_a_create_call_names_its_model_and_its_window_in_hours(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    provider = provider_of("mistral", provider_server) | {"completion_window": "2d"}
+    run = build(make_job(["a"], provider=provider), tmp_path / "home")
+    finish(run)
+    (created,) = provider_server.books()["created"]
+    assert (created["model"], created["completion_window"]) == ("some-model", "48h")
+    assert created["metadata"]["overnight_job"] == "texts"
+
+
+@pytest.mark.parametrize(("window", "hours"), [("24h", 24), ("7d", 168), ("30d", 168), ("", 24), ("0h", 1)])
+def test_a_window_is_as_many_hours_as_mistral_takes(window: str, hours: int) -> None:
+    assert _hours(window) == hours
+
+
+@pytest.mark.parametrize(
+    ("reply", "batch"),
+    [
+        ("<html>", None),
+        ({"id": 3}, None),
+        ({"id": "j"}, RemoteBatch("j", "unknown")),
+        ({"id": "j", "status": "TIMEOUT_EXCEEDED", "input_files": ["f"], "output_file": "o", "error_file": "",
+          "succeeded_requests": 2, "failed_requests": 1, "total_requests": 4, "created_at": 7, "metadata": {"a": 1},
+          "errors": [{"message": "bad line", "count": 3}, {"message": "odd"}, "?"]},
+         RemoteBatch("j", "expired", "f", "o", None, 2, 1, 4, 7.0,
+                     (RemoteError("error", "bad line (3 times)", None), RemoteError("error", "odd", None)), {"a": "1"})),
+        ({"id": "j", "status": "SUCCESS", "input_files": ["f", "g"], "errors": None}, RemoteBatch("j", "completed")),
+    ],
+)  # fmt: skip
+def test_mistrals_jobs_are_read_with_suspicion(reply: Any, batch: RemoteBatch | None) -> None:
+    assert MISTRAL.read(reply) == batch
+
+
+def test_all_pages_of_jobs_and_files_are_listed(
+    provider_server: ProviderProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("overnight.providers.provider._PAGE", 5)
+    profile = Profile.named("mistral").overridden(base_url=provider_server.base_url)
+    (tmp_path / "a.jsonl").write_text('{"custom_id": "a", "body": {"messages": []}}\n')
+    with Provider(profile, "secret") as provider:
+        uploaded = [provider.upload(tmp_path / "a.jsonl", f"{n}.jsonl").id for n in range(6)]
+        made = [provider.create(uploaded[0], "/v1/chat/completions", {}, model="m").id for _ in range(11)]
+        assert [batch.id for batch in provider.batches()] == made[::-1]
+        assert [file.id for file in provider.files()] == uploaded
+
+
+def test_mistrals_own_client_understands_the_test_server(provider_server: ProviderProcess, tmp_path: Path) -> None:
+    """So what overnight says to the server is what Mistral's client says, and what it hears is what that expects."""
+    address = provider_server.base_url.removesuffix("/v1")
+    line = b'{"custom_id": "a", "body": {"model": "m", "messages": [{"role": "user", "content": "hi"}]}}\n'
+    with Mistral(api_key="secret", server_url=address) as client:
+        file = client.files.upload(file={"file_name": "a.jsonl", "content": line}, purpose="batch")
+        job = client.batch.jobs.create(
+            input_files=[file.id], model="m", endpoint="/v1/chat/completions", metadata={"overnight_attempt": "x"}
+        )
+        assert (job.status, job.input_files, job.metadata) == ("QUEUED", [file.id], {"overnight_attempt": "x"})
+        done = client.batch.jobs.get(job_id=job.id)
+        assert (done.status, done.succeeded_requests, done.total_requests) == ("SUCCESS", 1, 1)
+        listed = client.batch.jobs.list(page=0, page_size=10)
+        assert [one.id for one in listed.data or []] == [job.id]
+        output = client.files.download(file_id=str(done.output_file)).read()
+    (tmp_path / "a.jsonl").write_bytes(line)
+    profile = Profile.named("mistral").overridden(base_url=provider_server.base_url)
+    with Provider(profile, "secret") as provider:
+        seen = provider.retrieve(job.id)
+        assert (seen.status, seen.done, seen.metadata) == ("completed", 1, {"overnight_attempt": "x"})
+        provider.download(seen.output_file_id or "", tmp_path / "output")
+        ours = provider.create(provider.upload(tmp_path / "a.jsonl").id, "/v1/chat/completions", {"a": "b"}, model="m")
+    assert (tmp_path / "output").read_bytes() == output
+    theirs, mine = provider_server.books()["created"]
+    assert mine.keys() == theirs.keys()
+    assert ours.status == "validating"
