@@ -21,6 +21,7 @@
     └── Transient                the same call may work later
         ├── ProviderUnavailable  connection, timeout, 429, 5xx, a page of HTML
         ├── ReplyLost            a create that may or may not have made a batch
+        ├── BatchHeld            a batch at work may be the one whose reply was lost
         ├── DownloadCut          fewer bytes arrived than announced, or a page
         ├── QueueFull            the provider takes no more tokens for now
         ├── FileNotThere         the provider does not find a file that was uploaded a moment ago
@@ -143,6 +144,10 @@ class ProviderUnavailable(Transient):
 
 class ReplyLost(Transient):
     """A create call ended without a clear answer: it may have made a batch."""
+
+
+class BatchHeld(Transient):
+    """A batch that is at work may be the one whose reply was lost: only its results will tell."""
 
 
 class DownloadCut(Transient):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -17,6 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from overnight.errors import OvernightError
 from overnight.job.job import ProviderChoice
 from overnight.job.profiles import Profile
+from overnight.providers.inline import InlineProvider
 from overnight.providers.provider import Provider
 from overnight.providers.replies import TERMINAL, RemoteBatch
 from overnight.text import artifact_key, inline, table
@@ -94,27 +96,37 @@ class Examination:
         return self._provider.address
 
     def _upload(self) -> str:
+        with self._requests() as path:
+            self._file_id = self._provider.upload(path, self._name).id
+        return f"purpose {self._provider.profile.purpose}, file {self._file_id}"
+
+    @contextmanager
+    def _requests(self) -> Iterator[Path]:
+        """A request file with one request, which fails."""
         url = self._provider.profile.endpoints[0]
         body = {"model": NO_SUCH_MODEL, "messages": [{"role": "user", "content": "probe"}], "max_tokens": 1}
-        line = {"custom_id": "probe", "method": "POST", "url": url, "body": body}
+        line = {"custom_id": f"probe-{self._token}", "method": "POST", "url": url, "body": body}
         with tempfile.TemporaryDirectory(prefix="overnight-doctor-") as folder:
             path = Path(folder) / self._name
             path.write_bytes(msgspec.json.encode(line) + b"\n")
-            self._file_id = self._provider.upload(path, self._name).id
-        return f"purpose {self._provider.profile.purpose}, file {self._file_id}"
+            yield path
 
     @property
     def _name(self) -> str:
         return f"overnight-doctor-{self._token}.jsonl"
 
     def _find_file(self) -> str:
+        if isinstance(self._provider, InlineProvider):
+            return "not needed: requests go with the create call"
         if all(file.name != self._name for file in self._provider.files()):
             raise OvernightError("not among the listed files: an upload whose reply is lost is made again")
         return "an upload whose reply is lost is found again"
 
     def _create(self) -> str:
         metadata = {"overnight_job": "doctor", "overnight_shard": "doctor", "overnight_attempt": self._token}
-        self._batch = self._provider.create(self._file_id or "", self._provider.profile.endpoints[0], metadata)
+        url = self._provider.profile.endpoints[0]
+        with self._requests() as path:
+            self._batch = self._provider.create(self._file_id or "", url, metadata, model=NO_SUCH_MODEL, requests=path)
         return f"batch {self._batch.id}, completion window {self._provider.profile.completion_window}"
 
     def _look(self) -> str:
@@ -132,9 +144,21 @@ class Examination:
         found = next((batch for batch in self._provider.batches() if batch.id == self._batch.id), None)
         if found is None:
             raise OvernightError("not among the listed batches: a lost reply cannot be found again there")
+        if isinstance(self._provider, InlineProvider):
+            return self._proven()
         if (found.metadata or {}).get("overnight_attempt") != self._token:
             return "listed, without its metadata: a lost reply is found by its input file"
         return "a lost reply is found again by its metadata"
+
+    def _proven(self) -> str:
+        """By its first result, once there is one."""
+        assert isinstance(self._provider, InlineProvider)  # noqa: S101 - who asks has looked
+        assert self._batch is not None  # noqa: S101 - `needs` says so
+        if not self._batch.output_file_id:
+            return "listed, and nameless: a lost reply is found once the batch has ended, by its first result"
+        if self._provider.first_custom_id(self._batch.id) != f"probe-{self._token}":
+            raise OvernightError("its results do not begin with its request: a lost reply cannot be found again there")
+        return "a lost reply is found again by the batch's results, once it has ended"
 
     def _cancel(self) -> str:
         assert self._batch is not None  # noqa: S101 - `needs` says so

@@ -22,7 +22,8 @@ from overnight.ledger.request_files import request_path
 from overnight.ledger.run import Run
 from overnight.limits.prices import job_rates
 from overnight.providers.account import account_of
-from overnight.providers.adoption import token_of
+from overnight.providers.adoption import marked_by_results, token_of
+from overnight.providers.inline import InlineProvider
 from overnight.providers.provider import Provider
 from overnight.providers.replies import RemoteBatch, RemoteFile
 from overnight.store.objects import keep, move, objects_of
@@ -126,12 +127,16 @@ def recover(run: Run, provider: Provider, *, unsent: bool = False, same_account:
     Raises:
         LedgerError: files have no batch that the provider lists, and nobody said that they were never sent.
         ProviderError, ProviderUnavailable: the listing is not complete, and nothing may be concluded from it.
+        BatchHeld: a batch without a name is at work: its results will tell whose it is.
     """
     ledger, folder, job, now = run.ledger, run.folder, run.job.name, time.time()
     listed, uploads = list(provider.batches()), _uploads(provider)  # before anything is written
     shards = ledger.shards(job)
     files = list(unknown_files(folder, shards))
     new = [shard_of(path, run.job.profile) for path in files]
+    if isinstance(provider, InlineProvider):
+        paths = {shard.key: path for path, shard in zip(files, new, strict=True)}
+        listed = list(marked_by_results(provider, listed, job, paths))
     begun = [shard for shard in shards if all(batch.batch_id is None for batch in shard.batches)]
     candidates = [Candidate(one.file_name, one.key, one.bytes) for one in sorted([*begun, *new], key=_by_name)]
     attempts = [batch for shard in shards for batch in shard.batches]

@@ -110,6 +110,7 @@ class ModelProvider(Provider):
         metadata: Mapping[str, str],
         until: float = 0,
         model: str = "",  # noqa: ARG002 - the seam's
+        requests: Path | None = None,  # noqa: ARG002 - the seam's
     ) -> RemoteBatch:
         before = self.skew
         self._seam()

@@ -27,6 +27,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests import anthropic_words as anthropic
 from tests import mistral_words as mistral
 
 SETTINGS = {
@@ -497,7 +498,9 @@ class Handler(BaseHTTPRequestHandler):
         if path.startswith("/_plain/"):
             self.provider.keys_elsewhere += [key] if (key := self.headers.get("Authorization")) else []
             return self._download(path.removeprefix("/_plain/"), None)
-        if self.provider.key and self.headers.get("Authorization") != f"Bearer {self.provider.key}":
+        key = self.headers.get("x-api-key") or (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        both = "x-api-key" in self.headers and "Authorization" in self.headers
+        if both or (self.provider.key and key != self.provider.key):
             return self._reply(401, error_body("Incorrect API key provided", "invalid_api_key"))
         call, effect = self._route(path, query)
         fault = self.provider.fault_for(call)
@@ -521,6 +524,8 @@ class Handler(BaseHTTPRequestHandler):
             return "content", lambda fault: self._download(parts[1], fault)
         if parts[0] == "files" and self.command == "DELETE":
             return "delete", lambda fault: self._delete(parts[1], fault)
+        if parts[:2] == ["messages", "batches"]:
+            return self._route_messages(parts[2:], query)
         if parts[:2] == ["batch", "jobs"]:
             return self._route_jobs(parts[2:], query)
         if parts == ["batches"] and self.command == "POST":
@@ -547,6 +552,46 @@ class Handler(BaseHTTPRequestHandler):
         if parts[-1] == "cancel":
             return "cancel", lambda fault: self._answer(fault, mistral.job(provider.cancel(parts[0])))
         return "retrieve", lambda fault: self._answer(fault, mistral.job(provider.look(parts[0])))
+
+    def _route_messages(self, parts: list[str], query: dict[str, str]) -> tuple[str, Callable[[Fault | None], None]]:
+        """Anthropic's calls: the requests come with the create call, and results are a stream."""
+        provider = self.provider
+        if not parts and self.command == "POST":
+            return "create", self._create_messages
+        if not parts:
+            listed = provider.page(query.get("after_id"), int(query.get("limit", 20)))
+            told = {"has_more": listed["has_more"], "data": [self._message_batch(one) for one in listed["data"]]}
+            ends = {"first_id": told["data"][0]["id"], "last_id": told["data"][-1]["id"]} if told["data"] else {}
+            return "list", lambda fault: self._answer(fault, told | ends)
+        if parts[-1] == "cancel":
+            return "cancel", lambda fault: self._answer(fault, self._message_batch(provider.cancel(parts[0])))
+        if parts[-1] == "results":
+            return "content", lambda fault: self._results(parts[0], fault)
+        return "retrieve", lambda fault: self._answer(fault, self._message_batch(provider.look(parts[0])))
+
+    def _create_messages(self, fault: Fault | None) -> None:
+        content = anthropic.lines(json.loads(self._content))
+        file = self.provider.upload("requests.jsonl", content, "batch")
+        wanted = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        self._answer(fault, self._message_batch(self.provider.create(wanted)))
+
+    def _message_batch(self, batch: dict[str, Any] | None) -> dict[str, Any] | None:
+        if batch is None:
+            return None
+        requests = len(self.provider._lines(batch))
+        return anthropic.batch(batch, requests, self._message_results(batch), f"http://{self.headers['Host']}/v1")
+
+    def _message_results(self, batch: dict[str, Any]) -> bytes:
+        names = ("output_file_id", "error_file_id")
+        return anthropic.results(*(self.provider.contents.get(str(batch[name]), b"") for name in names))
+
+    def _results(self, batch_id: str, fault: Fault | None) -> None:
+        batch = self.provider.batches.get(batch_id)
+        if batch is None or (fault is not None and fault.status == 404):
+            return self._reply(404, error_body("not found", "not_found_error"))
+        if fault is not None:
+            return self._faulty(fault, self._message_results(batch))
+        return self._send(200, self._message_results(batch), {"Content-Type": "application/x-jsonl"})
 
     def _upload(self, fault: Fault | None) -> None:
         boundary = (self.headers.get_boundary() or "").encode()

@@ -20,6 +20,9 @@ class _Usage(msgspec.Struct):
     input_tokens_details: Any = None
     completion_tokens_details: Any = None
     output_tokens_details: Any = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    """Anthropic's: beside the input tokens, where others count what was cached among them."""
 
 
 _NOT_TOLD = _Usage()
@@ -53,6 +56,9 @@ class Body(msgspec.Struct):
     model: str | None = None
     error: Any = None
     incomplete_details: Any = None
+    content: Any = None
+    stop_reason: str | None = None
+    """Of a message of Anthropic's."""
     service_tier: Any = None
 
 
@@ -115,6 +121,8 @@ def said_in(body: Body) -> Said:
             return Said(text, refusal, choice.finish_reason, (), reasoning)
         calls = _calls(message.tool_calls)
         return Said(text or _as_text(message.tool_calls), refusal, choice.finish_reason, calls, reasoning)
+    if body.stop_reason is not None or body.content is not None:
+        return _said_in_message(body)
     items = [item for item in body.output or () if isinstance(item, dict)]
     parts = [part for item in items if item.get("type", "message") == "message" for part in item.get("content") or ()]
     refusal = next((str(part["refusal"]) for part in parts if isinstance(part, dict) and part.get("refusal")), None)
@@ -126,6 +134,22 @@ def said_in(body: Body) -> Said:
     text = _joined_parts(parts)
     stop = reason or ("stop" if parts or calls else None)
     return Said(text or _as_text(called) or text, refusal, stop, calls, _joined_parts(thoughts, "\n\n"))
+
+
+_STOPS = {
+    "end_turn": "stop", "stop_sequence": "stop", "tool_use": "tool_calls", "max_tokens": "length",
+    "model_context_window_exceeded": "length", "pause_turn": "length", "refusal": "content_filter",
+}  # fmt: skip
+"""Why a message of Anthropic's ended, in the words of a chat completion."""
+
+
+def _said_in_message(body: Body) -> Said:
+    blocks = [block for block in body.content or () if isinstance(block, dict)]
+    used = [block for block in blocks if block.get("type") == "tool_use"]
+    thoughts = [block["thinking"] for block in blocks if isinstance(block.get("thinking"), str)]
+    text = _joined_parts([block for block in blocks if block.get("type") == "text"])
+    refusal = (text or "refusal") if body.stop_reason == "refusal" else None
+    return Said(text or _as_text(used), refusal, _finish(body), _calls(used), "\n\n".join(thoughts) or None)
 
 
 def _calls(found: Any) -> tuple[Call, ...]:
@@ -160,6 +184,7 @@ def reply_with(body: Body, verdict: Verdict, answer: Any, fields: Sequence[Any] 
     usage = body.usage or _NOT_TOLD
     given = usage.prompt_tokens_details or usage.input_tokens_details
     made = usage.completion_tokens_details or usage.output_tokens_details
+    beside = [usage.cache_read_input_tokens, usage.cache_creation_input_tokens]
     return Reply(
         verdict,
         answer,
@@ -168,18 +193,26 @@ def reply_with(body: Body, verdict: Verdict, answer: Any, fields: Sequence[Any] 
         code,
         message,
         body.model,
-        usage.prompt_tokens if usage.prompt_tokens is not None else usage.input_tokens,
+        usage.prompt_tokens if usage.prompt_tokens is not None else _sum(usage.input_tokens, *beside),
         usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens,
-        _count(given, "cached_tokens") if given else None,
+        _count(given, "cached_tokens") if given else usage.cache_read_input_tokens,
         tier if isinstance(tier, str) else None,
-        _count(made, "reasoning_tokens") if made else None,
+        _count(made, "reasoning_tokens", "thinking_tokens") if made else None,
     )
 
 
-def _count(details: Any, name: str) -> int | None:
-    found = details.get(name) if isinstance(details, dict) else None
-    return found if isinstance(found, int) else None
+def _sum(first: int | None, *others: int | None) -> int | None:
+    """A count and what stands beside it; None where the first is not told."""
+    return None if first is None else first + sum(one or 0 for one in others)
+
+
+def _count(details: Any, *names: str) -> int | None:
+    """A count under the first of some names that has one."""
+    found = [details.get(name) for name in names] if isinstance(details, dict) else []
+    return next((one for one in found if isinstance(one, int)), None)
 
 
 def _finish(body: Body) -> str | None:
+    if body.stop_reason is not None:
+        return _STOPS.get(body.stop_reason, body.stop_reason)
     return said_in(body).finish_reason if body.output else None

@@ -36,6 +36,8 @@ class _Result(msgspec.Struct):
     custom_id: str
     response: _Response | None = None
     error: Any = None
+    result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    """In place of both (Anthropic)."""
 
 
 _decode_result = msgspec.json.Decoder(_Result).decode
@@ -57,12 +59,46 @@ def read_result(line: bytes) -> ResultLine:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         mended = as_python_reads_it(line)
         return read_result(mended) if mended is not None else _unreadable(line, error)
+    if result.result is not msgspec.UNSET:
+        return _told_result(result.custom_id, bytes(result.result))
     response = result.response
     if response is None or not (result.error is None or is_empty(result.error)):
         return _error_line(result)
     if response.body is msgspec.UNSET:
         return _read_loosely(line) if response.status_code is None else _success(result, None)
     return _success(result, bytes(response.body))
+
+
+class _Told(msgspec.Struct):
+    type: str
+    message: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    error: Any = None
+
+
+_decode_told = msgspec.json.Decoder(_Told).decode
+_STATUS_OF = {
+    "invalid_request_error": 400, "authentication_error": 401, "billing_error": 402, "permission_error": 403,
+    "not_found_error": 404, "request_too_large": 413, "rate_limit_error": 429, "api_error": 500,
+    "timeout_error": 504, "overloaded_error": 529,
+}  # fmt: skip
+"""What Anthropic's types of errors are as HTTP statuses (its page on errors)."""
+
+
+def _told_result(custom_id: str, result: bytes) -> ResultLine:
+    """A `result` of Anthropic's: a message, an error, or why there is neither."""
+    try:
+        told = _decode_told(result)
+    except msgspec.ValidationError as wrong:
+        return ResultLine(custom_id, None, None, None, None, str(wrong))
+    if told.type == "succeeded" and told.message is not msgspec.UNSET:
+        return ResultLine(custom_id, 200, bytes(told.message), None, None)
+    if told.type in ("canceled", "expired"):
+        return ResultLine(custom_id, None, None, f"batch_{told.type.replace('canceled', 'cancelled')}", None)
+    error = told.error if isinstance(told.error, dict) else {}
+    inner = error["error"] if isinstance(error.get("error"), dict) else error
+    code, message = inner.get("type"), inner.get("message")
+    status = _STATUS_OF.get(str(code))
+    return ResultLine(custom_id, status, None, str(code or told.type), str(message) if message else None)
 
 
 def _unreadable(line: bytes, error: Exception) -> ResultLine:

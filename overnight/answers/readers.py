@@ -72,7 +72,7 @@ def _said_reader(judge: Judge, *, raw: bool, logprobs: bool) -> Callable[[Body],
     """What holds for any generated answer: its thoughts are told apart, and it may be refused, cut, or empty."""
 
     def read(body: Body) -> Reply:
-        if raw and not body.choices and body.output is None:
+        if raw and not body.choices and body.output is None and body.content is None:
             return reply_with(body, "succeeded", None)  # an embedding, a moderation: nothing is known of what was asked
         said = said_in(body)
         if said.text and not said.calls:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from overnight.ledger.builder import Build
 from overnight.ledger.database import Ledger, ledger_exists
 from overnight.ledger.run import Run
 from overnight.limits.budget import check_budget
+from overnight.providers.dialects import dialect_of
 from overnight.rows.dataset import Rows
 from overnight.rows.requests import request_source
 from overnight.rows.rules import check_lines
@@ -116,4 +118,15 @@ def staged_problems(staging: Path, build: Build, profile: Profile) -> list[Probl
         with (staging / shard.file_name).open("rb") as lines:
             found = check_lines(shard.file_name, lines, profile)
             problems += islice(found, MOST_PROBLEMS - len(problems))
+        with (staging / shard.file_name).open("rb") as lines:
+            problems += islice(_unsayable(shard.file_name, lines, profile), MOST_PROBLEMS - len(problems))
     return problems
+
+
+def _unsayable(name: str, lines: Iterable[bytes], profile: Profile) -> Iterator[Problem]:
+    """What the provider's dialect has no words for."""
+    if (dialect := dialect_of(profile)).body is None:
+        return
+    for number, line in enumerate(lines, 1):
+        if (why := dialect.refused(line)) is not None:
+            yield Problem(f"{name}:{number}", why)

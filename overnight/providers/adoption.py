@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from uuid import NAMESPACE_OID, uuid5
 
-from overnight.errors import ProviderError, Transient, Unauthorized
+from overnight.errors import BatchHeld, ProviderError, Transient, Unauthorized
 from overnight.ledger.records import Batch
-from overnight.ledger.run import Run
+from overnight.ledger.request_files import request_file
+from overnight.ledger.run import Run, all_shards
+from overnight.providers.inline import InlineProvider
 from overnight.providers.provider import Provider
 from overnight.providers.replies import TERMINAL, RemoteBatch, RemoteFile
+from overnight.rows.lines import custom_ids
 
+CLOCKS_SECONDS = 300
+"""How far a provider's clock and ours may be apart."""
 logger = logging.getLogger("overnight.submit")
 
 
@@ -72,10 +80,88 @@ def listed_batches(run: Run, provider: Provider, batch: Batch) -> list[RemoteBat
 
     Raises:
         ProviderUnavailable: the listing is not complete.
+        BatchHeld: one that is at work may be of it, and only its results will tell.
     """
+    since = (batch.creating_at or 0) - 3600
+    if isinstance(provider, InlineProvider):
+        return _proven(run, provider, batch, provider.batches(since))
     attempts = [b for shard in run.ledger.shards(run.job.name) for b in shard.batches if b.id != batch.id]
     known = {other.batch_id for other in attempts if other.batch_id}
-    return batches_of(batch, provider.batches(since=(batch.creating_at or 0) - 3600), known)
+    return batches_of(batch, provider.batches(since), known)
+
+
+def may_be_of(remote: RemoteBatch, requests: int, creating_at: float, patience: float, known: set[str]) -> bool:
+    """Whether a batch that carries no mark of ours may be of an attempt.
+
+    Args:
+        remote: as it is listed.
+        requests: of the attempt's shard: a batch has as many.
+        creating_at: when its create call was begun, by our clock.
+        patience: how long the call may take, in seconds.
+        known: batches that belong to other attempts.
+    """
+    if remote.id in known or remote.total not in (None, requests):
+        return False
+    made = remote.created_at
+    return made is None or creating_at - CLOCKS_SECONDS <= made <= creating_at + patience + CLOCKS_SECONDS
+
+
+def _proven(run: Run, provider: InlineProvider, batch: Batch, listed: Iterable[RemoteBatch]) -> list[RemoteBatch]:
+    """The batches that an attempt made, by the requests that their results name: each id holds a hash of its request.
+
+    Raises:
+        BatchHeld: the results of one that may be of it are not there yet.
+    """
+    shard = run.ledger.shard(batch.shard_id)
+    others = (one for other in all_shards(run.home) for one in other.batches if one.id != batch.id)
+    known = {other.batch_id for other in others if other.batch_id}
+    patience = run.job.profile.lost_reply_seconds
+    seen = [one for one in listed if may_be_of(one, shard.requests, batch.creating_at or 0, patience, known)]
+    found = [provider.retrieve(one.id) for one in seen[::-1]]
+    if not found:
+        return []
+    asked = set(custom_ids(request_file(run.folder, shard, run.job.profile)))
+    ended = [one for one in found if one.output_file_id]
+    proven = [one for one in ended if provider.first_custom_id(one.id) in asked]
+    if not proven and len(ended) < len(found):
+        held = ", ".join(one.id for one in found if not one.output_file_id)
+        raise BatchHeld(
+            f"{held} may be the batch of {shard.file_name}, whose reply was lost: its first result will tell, and "
+            "nothing is created again before"
+        )
+    return proven
+
+
+def marked_by_results(
+    provider: InlineProvider, listed: Iterable[RemoteBatch], job: str, files: Mapping[str, Path]
+) -> Iterator[RemoteBatch]:
+    """A listing in which the batches of a job carry marks as others' metadata does, taken from their results.
+
+    Args:
+        provider: whose batches carry none.
+        listed: its batches.
+        job: its name.
+        files: request files that may have been sent, by the keys of their shards.
+
+    Raises:
+        BatchHeld: one with as many requests as a file has is at work.
+    """
+    ids = {key: frozenset(custom_ids(path)) for key, path in files.items()}
+    for remote in listed:
+        same = [key for key, requests in ids.items() if remote.total in (None, len(requests))]
+        if not same:
+            yield remote
+            continue
+        if not remote.output_file_id:
+            raise BatchHeld(f"{remote.id} is at work, and may be a batch of {job}: its first result will tell")
+        first = provider.first_custom_id(remote.id)
+        key = next((one for one in same if first in ids[one]), None)
+        marks = {
+            "overnight_job": job,
+            "overnight_shard": key or "",
+            "overnight_attempt": uuid5(NAMESPACE_OID, remote.id).hex,
+        }
+        yield replace(remote, metadata=marks) if key is not None else remote
 
 
 def cancel_extras(provider: Provider, extras: Iterable[RemoteBatch]) -> None:

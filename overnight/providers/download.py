@@ -74,7 +74,13 @@ def opened_address(address: str, base_url: str) -> Iterator[Reply]:
         yield reply
 
 
-def receive(reply: Reply, file_id: str, path: Path, size: Callable[[], int | None]) -> int:
+def receive(
+    reply: Reply,
+    file_id: str,
+    path: Path,
+    size: Callable[[], int | None],
+    is_whole: Callable[[Path], bool] | None = None,
+) -> int:
     """Writes a reply's body to `path`, whole or not at all; returns its bytes.
 
     Args:
@@ -82,6 +88,7 @@ def receive(reply: Reply, file_id: str, path: Path, size: Callable[[], int | Non
         file_id: for messages.
         path: where the file goes.
         size: asks the provider how large the file is: a reply without a length can end anywhere unnoticed.
+        is_whole: whether what arrived is all, where nobody tells how large it is; else its last line has to be whole.
 
     Raises:
         DownloadCut: fewer bytes arrived than were announced, or a page or an error in their place.
@@ -93,7 +100,7 @@ def receive(reply: Reply, file_id: str, path: Path, size: Callable[[], int | Non
         announced: str | int | None = reply.headers.get("content-length")
         if announced is None or reply.headers.get("content-encoding"):
             announced = size()
-        if (int(announced) != arrived) if announced is not None else not _ends_whole(part):
+        if (int(announced) != arrived) if announced is not None else not (is_whole or _ends_whole)(part):
             raise DownloadCut(f"the download of {file_id} has {arrived:,} of {announced or 'more'} bytes")
         if (said := _no_results(part)) is not None:
             raise DownloadCut(f"the download of {file_id} is no result file but: {said}")

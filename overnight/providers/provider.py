@@ -31,9 +31,8 @@ from overnight.errors import (
     Unauthorized,
 )
 from overnight.job.profiles import Profile, require_batch_api
-from overnight.providers.dialects.dialect import Order, Page
-from overnight.providers.dialects.mistral import MISTRAL
-from overnight.providers.dialects.openai import OPENAI
+from overnight.providers.dialects import dialect_of
+from overnight.providers.dialects.dialect import Order, Page, bearer
 from overnight.providers.download import is_address, opened_address, receive
 from overnight.providers.replies import (
     RemoteBatch,
@@ -53,7 +52,6 @@ _UPLOAD_SECONDS_PER_MB = 5
 """A time limit that 200 MB over a home line keep; the SDK's 10 minutes would cut it."""
 _DOWNLOAD_TRIES = 4
 _NO_KEY = "none"
-_DIALECTS = {"openai": OPENAI, "mistral": MISTRAL}
 
 
 class Provider:
@@ -79,7 +77,7 @@ class Provider:
             ProviderError: there is no address.
             Unauthorized: there is no key.
         """
-        self.profile, self._dialect = profile, _DIALECTS[profile.dialect]
+        self.profile, self.dialect = profile, dialect_of(profile)
         require_batch_api(profile)
         if not profile.base_url:
             raise ProviderError(f"the profile {profile.name!r} has no address: set provider.base_url")
@@ -87,9 +85,13 @@ class Provider:
         key = api_key or _key_from_environment(profile)
         self._has_key = key != _NO_KEY
         self._account = (profile.base_url.rstrip("/"), key, organization or "", project or "")
+        self._headers = dict(self.dialect.headers(key))
+        strange = self.dialect.headers is not bearer
         self._client = openai.OpenAI(
-            base_url=self.address, api_key=key, organization=organization, project=project, max_retries=2, timeout=60
-        )
+            base_url=self.address, api_key=key, organization=organization, project=project, max_retries=2, timeout=60,
+            default_headers=self._headers if strange else None,
+            http_client=openai.DefaultHttpxClient(event_hooks={"request": [_without_openais]}) if strange else None,
+        )  # fmt: skip
 
     @property
     def secret_identity(self) -> str:
@@ -113,7 +115,7 @@ class Provider:
             Unauthorized, NoBatchApi, ProviderUnavailable, ProviderError: as the reply says.
         """
         try:
-            page = self._page(self._dialect.batches, Page(0, 1, None))
+            page = self._page(self.dialect.batches, Page(0, 1, None))
         except NotFound as error:
             raise NoBatchApi(
                 f"{self.address} has no Batch API ({error.message}); check provider.base_url (most end in /v1), or put "
@@ -128,7 +130,7 @@ class Provider:
         The call goes around the SDK's page object, which fails on a page of HTML or a bare list (Together).
         """
         with self._translated(f"list {path.rpartition('/')[2]}"):
-            found: Any = self._client.get(path, cast_to=object, options={"params": self._dialect.page(page)})
+            found: Any = self._client.get(path, cast_to=object, options={"params": self.dialect.page(page)})
         if isinstance(found, list):
             return {"data": found}
         return found if isinstance(found, dict) and isinstance(found.get("data"), list) else None
@@ -151,7 +153,13 @@ class Provider:
         return found
 
     def create(
-        self, file_id: str, url: str, metadata: Mapping[str, str], until: float = math.inf, model: str = ""
+        self,
+        file_id: str,
+        url: str,
+        metadata: Mapping[str, str],
+        until: float = math.inf,
+        model: str = "",
+        requests: Path | None = None,
     ) -> RemoteBatch:
         """Creates a batch: the call that costs money. Sent at most once.
 
@@ -162,6 +170,7 @@ class Provider:
             until: Unix seconds after which the call is not sent any more: a process that was stopped in between does
                 not know what others did meanwhile.
             model: of the requests, where it is one.
+            requests: the file that was uploaded, for a provider that has no files.
 
         Raises:
             ReplyLost: it may or may not have made a batch, or came too late.
@@ -172,12 +181,11 @@ class Provider:
         # The SDK repeats a create that was answered with a 5xx or not at all, and sends no Idempotency-Key: one call,
         # two paid batches. Whether the first made one is asked of the listing instead.
         once = self._client.with_options(max_retries=0, timeout=120)
-        if time.time() > until:
-            raise ReplyLost("the create call came too late to be sent")
         window, expires = self.profile.completion_window, self.profile.expires_outputs
-        order = self._dialect.order(Order(file_id, url, model, metadata, window, expires))
+        order = Order(file_id, url, model, metadata, window, expires)
+        check_time(until)
         try:
-            made: Any = once.post(self._dialect.batches, cast_to=object, body=order)
+            made = self._ordered(once, order, requests, until)
         except openai.APIStatusError as error:
             if error.status_code >= 500 or error.status_code in (408, 409):
                 raise ReplyLost(f"the create call was answered with HTTP {error.status_code}") from None
@@ -191,21 +199,25 @@ class Provider:
             raise ReplyLost(f"the create call got no answer: {_cause(error)}") from None
         except openai.OpenAIError as error:
             raise ReplyLost(f"the create call's answer cannot be read: {error}") from None
-        batch = self._dialect.read(made)
+        batch = self.dialect.read(made)
         if batch is None:
             raise ReplyLost("the create call was answered without a batch id")
         return batch
 
+    def _ordered(self, once: openai.OpenAI, order: Order, requests: Path | None, until: float) -> Any:  # noqa: ARG002 - for who has no files
+        """The create call itself."""
+        return once.post(self.dialect.batches, cast_to=object, body=self.dialect.order(order))
+
     def retrieve(self, batch_id: str) -> RemoteBatch:
         """Looks at one batch."""
         with self._translated(f"retrieve {batch_id}"):
-            found = self._dialect.read(self._client.get(self._path(batch_id), cast_to=object))
+            found = self.dialect.read(self._client.get(self._path(batch_id), cast_to=object))
         if found is None:
             raise ProviderUnavailable(f"the answer about {batch_id} is not a batch")
         return found
 
     def _path(self, batch_id: str) -> str:
-        return f"{self._dialect.batches}/{quote(batch_id, safe='')}"
+        return f"{self.dialect.batches}/{quote(batch_id, safe='')}"
 
     def batches(self, since: float = 0) -> Iterator[RemoteBatch]:
         """The batches of the account, newest first as providers list them.
@@ -223,17 +235,17 @@ class Provider:
         after: str | None = None
         for number in range(MAX_LIST_PAGES):
             asked = Page(number, _PAGE, after)
-            page = self._page(self._dialect.batches, asked)
+            page = self._page(self.dialect.batches, asked)
             if page is None:
                 raise ProviderUnavailable("the list of batches cannot be read")
-            found = [batch for batch in map(self._dialect.read, page["data"]) if batch is not None]
+            found = [batch for batch in map(self.dialect.read, page["data"]) if batch is not None]
             if len(found) < len(page["data"]):
                 raise ProviderUnavailable("the list of batches has entries that cannot be read")
             if not found or found[0].id in seen:
                 return
             yield from found
             seen.update(batch.id for batch in found)
-            if self._dialect.has_more(page, asked) is False or all_before(found, since):
+            if self.dialect.has_more(page, asked) is False or all_before(found, since):
                 return
             after = found[-1].id
         raise ProviderUnavailable(f"the list of batches goes on after {MAX_LIST_PAGES} pages")
@@ -304,7 +316,7 @@ class Provider:
                 return
             yield from found
             seen.update(file.id for file in found)
-            if not self._dialect.has_more(page, asked):
+            if not self.dialect.has_more(page, asked):
                 return
             after = found[-1].id
         raise ProviderError(f"the list of files goes on after {MAX_LIST_PAGES} pages: it cannot be read whole")
@@ -330,6 +342,22 @@ class Provider:
         """An SDK error as one of ours, without the key, which a server may echo."""
         found = _translate(error, call, self.address)
         return type(found)(found.message.replace(self._client.api_key, "***")) if self._has_key else found
+
+
+def _without_openais(request: httpx2.Request) -> None:
+    """Drops the SDK's own headers, which are nobody else's business."""
+    for name in ("Authorization", "OpenAI-Organization", "OpenAI-Project"):
+        request.headers.pop(name, None)
+
+
+def check_time(until: float) -> None:
+    """Refuses to send a call that comes too late.
+
+    Raises:
+        ReplyLost: what others did meanwhile is not known.
+    """
+    if time.time() > until:
+        raise ReplyLost("the create call came too late to be sent")
 
 
 def _key_from_environment(profile: Profile) -> str:

@@ -144,7 +144,7 @@ def _add(folder: Path) -> Callable[[], Any]:
     run = stages._run(folder)
     now = time.time()
     run.ledger.acquire(run.job.name, "benchmark", now, now + 3600)
-    for shard in run.ledger.shards(run.job.name):
+    for shard in (one for one in run.ledger.shards(run.job.name) if not one.settled):
         outcome = {"verdicts": {"succeeded": shard.requests}, "usage": {}}
         run.ledger.settle(shard.batches[-1], now, outcome, [], run.job.name)
     run.ledger.release(run.job.name, "benchmark")

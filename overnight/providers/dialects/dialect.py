@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,17 +36,33 @@ class Page(NamedTuple):
     """Id of the last entry of the page before."""
 
 
+def bearer(key: str) -> dict[str, str]:
+    """The headers of most."""
+    return {"Authorization": f"Bearer {key}"}
+
+
+def _nothing(_line: bytes) -> None:
+    """Whatever OpenAI's lines can say may be sent."""
+
+
 @dataclass(frozen=True)
 class Dialect:
-    """One form of the Batch API, where requests and results are files."""
+    """One form of the Batch API."""
 
     batches: str
     """The path of batches below the provider's address; `{path}/{id}` is one, and `{path}/{id}/cancel` ends it."""
     order: Callable[[Order], dict[str, Any]]
-    """The body of a create call."""
+    """The body of a create call for an uploaded file."""
     page: Callable[[Page], dict[str, str | int]]
     """The query of a page, of batches and of files alike."""
     read: Callable[[Any], RemoteBatch | None]
     """A reply as a batch; None where it is not one."""
     has_more: Callable[[Mapping[str, Any], Page], bool | None]
     """Whether a listing goes on after a page; None where its reply does not tell."""
+    headers: Callable[[str], Mapping[str, str]] = bearer
+    """Those that carry the key."""
+    body: Callable[[Iterable[bytes]], Iterator[bytes]] | None = None
+    """The body of a create call that carries the requests themselves, made of the lines of a request file; its results
+    are a stream at `{path}/{id}/results`. None: requests and results are files."""
+    refused: Callable[[bytes], str | None] = _nothing
+    """What in a line of a request file this dialect cannot say."""

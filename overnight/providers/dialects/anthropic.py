@@ -1,0 +1,253 @@
+"""Anthropic's Message Batches: requests in the create call's own body, results as one stream of lines.
+
+Sources: the types of anthropic 2.14.0 (`MessageBatch`, `MessageCreateParams`, `ErrorObject`) and
+docs.claude.com/en/docs/build-with-claude/batch-processing; November 2026. A chat completion's body becomes a message's;
+what cannot be said there is refused by its name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from overnight.errors import JobError
+from overnight.job.task import CHAT
+from overnight.providers.dialects.dialect import Dialect, Order, Page
+from overnight.providers.replies import RemoteBatch
+
+MAX_TOKENS = 4096
+"""Of an answer where the job sets no `max_tokens`, which a message has to have."""
+_AS_IT_IS = frozenset(
+    {"model", "temperature", "top_p", "top_k", "thinking", "metadata", "cache_control", "output_config"}
+)
+_TRANSLATED = frozenset(
+    {"messages", "max_tokens", "max_completion_tokens", "stop", "tools", "tool_choice", "parallel_tool_calls",
+     "response_format", "reasoning_effort"}
+)  # fmt: skip
+_DATA = re.compile(r"data:([^;,]+);base64,(.*)", re.DOTALL)
+_encode = msgspec.json.encode
+
+
+def request(line: bytes) -> dict[str, Any]:
+    """A line of a request file as one of a create call's `requests`.
+
+    Raises:
+        JobError: it asks for something that a message cannot.
+    """
+    asked = msgspec.json.decode(line)
+    if asked["url"] != CHAT:
+        raise JobError(f"anthropic has no batches for {asked['url']}")
+    return {"custom_id": asked["custom_id"], "params": params_of(asked["body"])}
+
+
+def params_of(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A chat completion's body as a message's parameters.
+
+    Raises:
+        JobError: names the first field that has no counterpart.
+    """
+    if unknown := sorted(body.keys() - _AS_IT_IS - _TRANSLATED):
+        raise JobError(f"anthropic's messages have no {unknown[0]!r}: leave it out of parameters")
+    found = {name: body[name] for name in sorted(_AS_IT_IS & body.keys())}
+    found["max_tokens"] = body.get("max_tokens") or body.get("max_completion_tokens") or MAX_TOKENS
+    found |= _conversation(body["messages"])
+    if body.get("stop"):
+        found["stop_sequences"] = [body["stop"]] if isinstance(body["stop"], str) else body["stop"]
+    if body.get("tools"):
+        found["tools"] = [_tool(one) for one in body["tools"]]
+    if (choice := _tool_choice(body)) is not None:
+        found["tool_choice"] = choice
+    output = dict(body.get("output_config") or {})
+    output |= _format(body.get("response_format"))
+    if body.get("reasoning_effort"):
+        output["effort"] = body["reasoning_effort"]
+    return found | ({"output_config": output} if output else {})
+
+
+def _conversation(messages: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The messages, with those of the system apart, as a message has it."""
+    system: list[dict[str, Any]] = []
+    turns: list[dict[str, Any]] = []
+    for one in messages:
+        match one["role"]:
+            case "system" | "developer":
+                if turns:
+                    raise JobError("anthropic's messages have their system text first, not between others")
+                system += [{"type": "text", "text": text} for text in _texts(one["content"])]
+            case "user":
+                turns.append({"role": "user", "content": _content(one["content"])})
+            case "assistant":
+                turns.append({"role": "assistant", "content": _said(one)})
+            case "tool":
+                result = {
+                    "type": "tool_result",
+                    "tool_use_id": one["tool_call_id"],
+                    "content": _content(one["content"]),
+                }
+                turns.append({"role": "user", "content": [result]})
+            case other:
+                raise JobError(f"anthropic's messages have no role {other!r}")
+    return ({"system": system} if system else {}) | {"messages": turns}
+
+
+def _texts(content: Any) -> list[str]:
+    if isinstance(content, str):
+        return [content]
+    if any(part.get("type") != "text" for part in content):
+        raise JobError("anthropic's system text takes no images or files")
+    return [part["text"] for part in content]
+
+
+def _content(content: Any) -> Any:
+    return content if isinstance(content, str) else [_block(part) for part in content]
+
+
+def _block(part: Mapping[str, Any]) -> dict[str, Any]:
+    match part:
+        case {"type": "text", "text": text}:
+            return {"type": "text", "text": text}
+        case {"type": "image_url", "image_url": {"url": url}}:
+            return {"type": "image", "source": _source(url)}
+        case {"type": "file", "file": {"file_data": data}}:
+            return {"type": "document", "source": _source(data)}
+        case _:
+            raise JobError(f"anthropic's messages have no content of type {part.get('type')!r}")
+
+
+def _source(address: str) -> dict[str, str]:
+    """Where the bytes of an image or document are: in the request, or at an address."""
+    if (data := _DATA.fullmatch(address)) is not None:
+        return {"type": "base64", "media_type": data[1], "data": data[2]}
+    return {"type": "url", "url": address}
+
+
+def _said(message: Mapping[str, Any]) -> Any:
+    calls = message.get("tool_calls") or []
+    said = message.get("content")
+    if not calls:
+        return _content(said or "")
+    blocks = [{"type": "text", "text": said}] if isinstance(said, str) and said else []
+    for call in calls:
+        given = msgspec.json.decode(call["function"]["arguments"] or "{}")
+        blocks.append({"type": "tool_use", "id": call["id"], "name": call["function"]["name"], "input": given})
+    return blocks
+
+
+def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    if tool.get("type") != "function":
+        raise JobError(f"anthropic's messages have no tool of type {tool.get('type')!r} of OpenAI's")
+    function = tool["function"]
+    found = {"name": function["name"], "input_schema": function.get("parameters") or {"type": "object"}}
+    return found | {name: function[name] for name in ("description", "strict") if function.get(name)}
+
+
+def _tool_choice(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    choice, alone = body.get("tool_choice"), body.get("parallel_tool_calls") is False
+    match choice:
+        case None if not alone:
+            return None
+        case None | "auto":
+            found: dict[str, Any] = {"type": "auto"}
+        case "required":
+            found = {"type": "any"}
+        case "none":
+            return {"type": "none"}
+        case {"function": {"name": name}}:
+            found = {"type": "tool", "name": name}
+        case _:
+            raise JobError(f"anthropic's messages have no tool_choice {choice!r}")
+    return found | ({"disable_parallel_tool_use": True} if alone else {})
+
+
+def _format(asked: Any) -> dict[str, Any]:
+    match asked:
+        case None | {"type": "text"}:
+            return {}
+        case {"type": "json_schema", "json_schema": {"schema": schema}}:
+            return {"format": {"type": "json_schema", "schema": schema}}
+        case _:
+            raise JobError(f"anthropic's messages have no response_format of type {asked.get('type')!r}")
+
+
+def _body(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The body of a create call, in pieces."""
+    between = b'{"requests":['
+    for line in lines:
+        yield between + _encode(request(line))
+        between = b","
+    yield b"]}" if between == b"," else b'{"requests":[]}'
+
+
+def _refused(line: bytes) -> str | None:
+    try:
+        request(line)
+    except JobError as error:
+        return error.message
+    return None
+
+
+def _read(reply: Any) -> RemoteBatch | None:
+    if not isinstance(reply, dict) or not isinstance(reply.get("id"), str):
+        return None
+    counts = {name: _whole(value) for name, value in (reply.get("request_counts") or {}).items()}
+    return RemoteBatch(
+        id=reply["id"],
+        status=_status(reply, counts),
+        output_file_id=reply["id"] if reply.get("results_url") else None,
+        done=counts.get("succeeded"),
+        failed=counts.get("errored"),
+        total=sum(counts.values()) if counts else None,
+        created_at=_seconds(reply.get("created_at")),
+    )
+
+
+def _status(reply: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+    """Its one word for an end, told apart: by whom it was ended, and whether some requests were too late."""
+    match reply.get("processing_status"):
+        case "in_progress":
+            return "in_progress"
+        case "canceling":
+            return "cancelling"
+        case "ended" if reply.get("cancel_initiated_at") and counts.get("canceled"):
+            return "cancelled"
+        case "ended":
+            return "expired" if counts.get("expired") else "completed"
+        case other:
+            return str(other or "unknown").lower()
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _seconds(stamp: Any) -> float | None:
+    try:
+        return datetime.fromisoformat(stamp).timestamp()
+    except (TypeError, ValueError):
+        return None
+
+
+def _headers(key: str) -> dict[str, str]:
+    return {"x-api-key": key, "anthropic-version": "2023-06-01"}
+
+
+def _order(_order: Order) -> dict[str, Any]:
+    raise NotImplementedError  # the requests are the order: `body`
+
+
+def _page(page: Page) -> dict[str, str | int]:
+    return {"limit": page.size, "after_id": page.after} if page.after else {"limit": page.size}
+
+
+def _has_more(reply: Mapping[str, Any], _page: Page) -> bool | None:
+    told = reply.get("has_more")
+    return told if isinstance(told, bool) else None
+
+
+ANTHROPIC = Dialect(
+    "/messages/batches", _order, _page, _read, _has_more, headers=_headers, body=_body, refused=_refused
+)
