@@ -28,6 +28,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests import anthropic_words as anthropic
+from tests import gemini_words as gemini
 from tests import mistral_words as mistral
 
 SETTINGS = {
@@ -498,9 +499,15 @@ class Handler(BaseHTTPRequestHandler):
         if path.startswith("/_plain/"):
             self.provider.keys_elsewhere += [key] if (key := self.headers.get("Authorization")) else []
             return self._download(path.removeprefix("/_plain/"), None)
-        key = self.headers.get("x-api-key") or (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        both = "x-api-key" in self.headers and "Authorization" in self.headers
-        if both or (self.provider.key and key != self.provider.key):
+        key = (
+            self.headers.get("x-goog-api-key")
+            or self.headers.get("x-api-key")
+            or (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        )
+        both = bool({"x-api-key", "x-goog-api-key"} & {name.lower() for name in self.headers}) and (
+            "Authorization" in self.headers
+        )
+        if both or (self.provider.key and key != self.provider.key and "upload_id" not in query):
             return self._reply(401, error_body("Incorrect API key provided", "invalid_api_key"))
         call, effect = self._route(path, query)
         fault = self.provider.fault_for(call)
@@ -514,6 +521,8 @@ class Handler(BaseHTTPRequestHandler):
     def _route(self, path: str, query: dict[str, str]) -> tuple[str, Callable[[Fault | None], None]]:
         parts = [unquote(part) for part in path.strip("/").split("/")]
         provider = self.provider
+        if "x-goog-api-key" in self.headers or parts[0] == "upload":
+            return self._route_gemini(parts, query)
         if parts == ["files"] and self.command == "POST":
             return "upload", self._upload
         if parts == ["files"]:
@@ -569,6 +578,53 @@ class Handler(BaseHTTPRequestHandler):
             return "content", lambda fault: self._results(parts[0], fault)
         return "retrieve", lambda fault: self._answer(fault, self._message_batch(provider.look(parts[0])))
 
+    def _route_gemini(self, parts: list[str], query: dict[str, str]) -> tuple[str, Callable[[Fault | None], None]]:
+        """Gemini's calls: uploads in two steps, names as paths, verbs behind a colon."""
+        provider, name, _, verb = self.provider, *parts[-1].partition(":")
+        size, token = int(query.get("pageSize", 50)), query.get("pageToken")
+        if parts[0] == "upload" and "upload_id" not in query:
+            about = json.loads(self._content)["file"]
+            name = about.get("displayName") or about.get("display_name")
+            address = f"http://{self.headers['Host']}{self.path}?upload_id={name}"
+            return "begin upload", lambda _: self._send(200, b"{}", {"X-Goog-Upload-URL": address})
+        if parts[0] == "upload":
+            return "upload", lambda fault: self._upload_gemini(query["upload_id"], fault)
+        if parts == ["files"]:
+            files = [gemini.described(file) for file in provider.files.values()]
+            return "files", lambda fault: self._answer(fault, gemini.page("files", files, size, token))
+        if parts[0] == "files" and verb == "download":
+            return "content", lambda fault: self._download(self._one_file(name), fault, gemini.results)
+        if parts[0] == "files" and self.command == "DELETE":
+            return "delete", lambda fault: self._delete(name, fault)
+        if parts[0] == "files":
+            return "file", lambda fault: self._answer(fault, gemini.described(provider.described(name)))
+        if verb == "batchGenerateContent":
+            self._content = json.dumps(gemini.order(json.loads(self._content), name)).encode()
+            return "create", lambda fault: self._create(fault, gemini.operation)
+        if parts == ["batches"]:
+            batches = [gemini.operation(batch) for batch in provider.page(None, 1 << 20)["data"]]
+            return "list", lambda fault: self._answer(fault, gemini.page("operations", batches, size, token))
+        if verb == "cancel":
+            return "cancel", lambda fault: self._answer(fault, gemini.operation(provider.cancel(name)))
+        return "retrieve", lambda fault: self._answer(fault, gemini.operation(provider.look(name)))
+
+    def _one_file(self, name: str) -> str:
+        """The id of a batch's one result file, made of the two that others have."""
+        provider = self.provider
+        if (batch := provider.batches.get(name.removeprefix("results-"))) is None:
+            return name
+        provider.contents[name] = b"".join(
+            provider.contents.get(str(batch[file]), b"") for file in ("output_file_id", "error_file_id")
+        )
+        return name
+
+    def _upload_gemini(self, name: str, fault: Fault | None) -> None:
+        assert self.headers["X-Goog-Upload-Command"] == "upload, finalize"
+        file = gemini.described(self.provider.upload(name, self._content, "batch"))
+        if fault is not None:
+            return self._faulty(fault, json.dumps({"file": file}).encode())
+        return self._send(200, json.dumps({"file": file}).encode(), {"X-Goog-Upload-Status": "final"})
+
     def _create_messages(self, fault: Fault | None) -> None:
         content = anthropic.lines(json.loads(self._content))
         file = self.provider.upload("requests.jsonl", content, "batch")
@@ -618,10 +674,13 @@ class Handler(BaseHTTPRequestHandler):
             return self._reply(400, error_body(message, "invalid_request"))
         return self._answer(fault, self._enveloped(worded(self.provider.create(wanted)), "job"))
 
-    def _download(self, file_id: str, fault: Fault | None) -> None:
+    def _download(
+        self, file_id: str, fault: Fault | None, worded: Callable[[bytes], bytes] = lambda content: content
+    ) -> None:
         content = self.provider.contents.get(file_id)
         if content is None:
             return self._reply(404, error_body("No such File object", "not_found"))
+        content = worded(content)
         if fault is not None:
             return self._faulty(fault, content)
         if self.provider.links == "redirects" and "/_plain/" not in self.path:

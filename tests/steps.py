@@ -12,6 +12,7 @@ import pandas as pd
 
 from overnight.answers.trouble import is_stuck
 from overnight.builds.staging import stage
+from overnight.ledger.database import Ledger, _cached
 from overnight.ledger.lease import leased
 from overnight.ledger.run import Run, open_run
 from overnight.limits.queue import ended_batches
@@ -61,6 +62,16 @@ def opened_by_four(url: str) -> list[str]:
     outcomes = [process.communicate("x") for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, outcomes
     return [out.strip() for out, _ in outcomes]
+
+
+def lose_ledger(job: Any, home: Path) -> Run:
+    """A job whose ledger is gone, as a new process finds it once its owner has begun another."""
+    Ledger.of(home).close()
+    for file in home.glob("ledger.db*"):
+        file.unlink()
+    _cached.cache_clear()
+    Ledger.of(home, anew=True)
+    return open_run(job, home=str(home))
 
 
 def age(run: Run, seconds: float) -> None:

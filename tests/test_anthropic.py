@@ -17,8 +17,6 @@ from overnight.answers.readers import answer_reader
 from overnight.errors import BatchHeld, InvalidRequests, JobError
 from overnight.job.answer import Answer
 from overnight.job.profiles import Profile
-from overnight.ledger.database import Ledger, _cached
-from overnight.ledger.run import open_run
 from overnight.providers.adoption import may_be_of
 from overnight.providers.connect import connect
 from overnight.providers.dialects.anthropic import ANTHROPIC, MAX_TOKENS, params_of, request
@@ -27,7 +25,7 @@ from overnight.providers.replies import RemoteBatch
 from tasks.doctor import Examination
 from tasks.recover import recover
 from tests.conftest import MakeJob, ProviderProcess
-from tests.steps import advance, build, finish, run_job
+from tests.steps import advance, build, finish, lose_ledger, run_job
 from tests.test_dialects import provider_of
 
 PIXEL = "iVBORw0KGgo="
@@ -274,12 +272,7 @@ def test_a_lost_ledger_is_recovered_by_the_results(
     provider_server.order(default={"polls": 1})
     run = build(job, tmp_path / "home")
     advance(run, patience=0)
-    run.ledger.close()
-    for file in (tmp_path / "home").glob("ledger.db*"):
-        file.unlink()
-    _cached.cache_clear()  # as in a new process
-    Ledger.of(tmp_path / "home", anew=True)
-    run = open_run(job, home=str(tmp_path / "home"))
+    run = lose_ledger(job, tmp_path / "home")
     with connect(run.job.profile, run.home) as provider:
         with pytest.raises(BatchHeld, match="is at work, and may be a batch of texts"):
             recover(run, provider)

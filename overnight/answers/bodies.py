@@ -20,6 +20,8 @@ class _Usage(msgspec.Struct):
     input_tokens_details: Any = None
     completion_tokens_details: Any = None
     output_tokens_details: Any = None
+    promptTokens: int | None = None  # noqa: N815 - the words of Gemini's lines in OpenAI's form
+    totalTokens: int | None = None  # noqa: N815 - the same; with those of thinking, which are billed as output
     cache_read_input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
     """Anthropic's: beside the input tokens, where others count what was cached among them."""
@@ -193,12 +195,22 @@ def reply_with(body: Body, verdict: Verdict, answer: Any, fields: Sequence[Any] 
         code,
         message,
         body.model,
-        usage.prompt_tokens if usage.prompt_tokens is not None else _sum(usage.input_tokens, *beside),
-        usage.completion_tokens if usage.completion_tokens is not None else usage.output_tokens,
+        next(
+            (one for one in (usage.prompt_tokens, _sum(usage.input_tokens, *beside)) if one is not None),
+            usage.promptTokens,
+        ),
+        next((one for one in (usage.completion_tokens, usage.output_tokens) if one is not None), _rest(usage)),
         _count(given, "cached_tokens") if given else usage.cache_read_input_tokens,
         tier if isinstance(tier, str) else None,
         _count(made, "reasoning_tokens", "thinking_tokens") if made else None,
     )
+
+
+def _rest(usage: _Usage) -> int | None:
+    """What was made, thinking too, where only the sum and the prompt are told (Gemini)."""
+    if usage.totalTokens is None or usage.promptTokens is None:
+        return None
+    return usage.totalTokens - usage.promptTokens
 
 
 def _sum(first: int | None, *others: int | None) -> int | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from overnight.job.profiles import Profile
 from overnight.ledger.run import Run
-from overnight.providers.dialects import dialect_of
+from overnight.providers.google import GoogleProvider
 from overnight.providers.inline import InlineProvider
 from overnight.providers.keys import check_key
 from overnight.providers.local import local_endpoint
@@ -54,5 +54,5 @@ def connect(
         profile = profile.overridden(base_url=local_endpoint(home))
     elif api_key is None:
         check_key(profile)
-    kind = Provider if dialect_of(profile).body is None else InlineProvider
-    return kind(profile, api_key, organization, project)
+    kinds = {"anthropic": InlineProvider, "gemini": GoogleProvider}
+    return kinds.get(profile.dialect, Provider)(profile, api_key, organization, project)

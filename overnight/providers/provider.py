@@ -48,7 +48,7 @@ MAX_LIST_PAGES = 50
 """5,000 batches: some servers page without end, and a longer listing is reported as incomplete, never as empty."""
 _PAGE = 100
 """OpenAI's largest page; AIBrix and others refuse more with a 400."""
-_UPLOAD_SECONDS_PER_MB = 5
+UPLOAD_SECONDS_PER_MB = 5
 """A time limit that 200 MB over a home line keep; the SDK's 10 minutes would cut it."""
 _DOWNLOAD_TRIES = 4
 _NO_KEY = "none"
@@ -56,6 +56,8 @@ _NO_KEY = "none"
 
 class Provider:
     """One account at one provider; a context that closes its connections."""
+
+    _cancels = "/cancel"
 
     def __init__(
         self,
@@ -132,13 +134,13 @@ class Provider:
         with self._translated(f"list {path.rpartition('/')[2]}"):
             found: Any = self._client.get(path, cast_to=object, options={"params": self.dialect.page(page)})
         if isinstance(found, list):
-            return {"data": found}
-        return found if isinstance(found, dict) and isinstance(found.get("data"), list) else None
+            found = {"data": found}
+        return found if isinstance(found, dict) and isinstance(self.dialect.entries(found), list) else None
 
     def upload(self, path: Path, name: str | None = None) -> RemoteFile:
         """Uploads a request file, streamed, under its own or another name. Costs nothing."""
         size = path.stat().st_size
-        timeout = max(600.0, size / 1e6 * _UPLOAD_SECONDS_PER_MB)
+        timeout = max(600.0, size / 1e6 * UPLOAD_SECONDS_PER_MB)
         with self._translated("upload"), path.open("rb") as stream:
             uploaded = self._client.files.create(
                 file=(name or path.name, stream, "application/jsonl"),
@@ -146,11 +148,7 @@ class Provider:
                 timeout=timeout,
             )
         found = remote_file(uploaded)
-        if found is None:
-            raise ProviderUnavailable(f"the upload of {path.name} was answered without a file id")
-        if found.bytes not in (None, 0, size):
-            raise ProviderUnavailable(f"{path.name} has {size:,} bytes, {found.bytes:,} arrived")
-        return found
+        return arrived(found, path.name, size)
 
     def create(
         self,
@@ -238,8 +236,9 @@ class Provider:
             page = self._page(self.dialect.batches, asked)
             if page is None:
                 raise ProviderUnavailable("the list of batches cannot be read")
-            found = [batch for batch in map(self.dialect.read, page["data"]) if batch is not None]
-            if len(found) < len(page["data"]):
+            entries = self.dialect.entries(page)
+            found = [batch for batch in map(self.dialect.read, entries) if batch is not None]
+            if len(found) < len(entries):
                 raise ProviderUnavailable("the list of batches has entries that cannot be read")
             if not found or found[0].id in seen:
                 return
@@ -247,14 +246,14 @@ class Provider:
             seen.update(batch.id for batch in found)
             if self.dialect.has_more(page, asked) is False or all_before(found, since):
                 return
-            after = found[-1].id
+            after = self.dialect.token(page, found[-1].id)
         raise ProviderUnavailable(f"the list of batches goes on after {MAX_LIST_PAGES} pages")
 
     def cancel(self, batch_id: str) -> None:
         """Asks for a batch to be cancelled; one that has ended already stays as it is."""
         try:
             with self._translated(f"cancel {batch_id}"):
-                self._client.post(f"{self._path(batch_id)}/cancel", cast_to=object)
+                self._client.post(f"{self._path(batch_id)}{self._cancels}", cast_to=object)
         except ProviderError as error:
             if isinstance(error, Unauthorized | NotFound):
                 raise
@@ -311,14 +310,14 @@ class Provider:
             page = self._page("/files", asked)
             if page is None:
                 raise ProviderUnavailable("the list of files cannot be read")
-            found = [file for file in map(remote_file, page["data"]) if file is not None]
+            found = [file for file in map(self.dialect.read_file, self.dialect.entries(page)) if file is not None]
             if not found or found[0].id in seen:
                 return
             yield from found
             seen.update(file.id for file in found)
             if not self.dialect.has_more(page, asked):
                 return
-            after = found[-1].id
+            after = self.dialect.token(page, found[-1].id)
         raise ProviderError(f"the list of files goes on after {MAX_LIST_PAGES} pages: it cannot be read whole")
 
     def delete(self, file_id: str) -> None:
@@ -348,6 +347,19 @@ def _without_openais(request: httpx2.Request) -> None:
     """Drops the SDK's own headers, which are nobody else's business."""
     for name in ("Authorization", "OpenAI-Organization", "OpenAI-Project"):
         request.headers.pop(name, None)
+
+
+def arrived(file: RemoteFile | None, name: str, size: int) -> RemoteFile:
+    """An upload's reply as a file.
+
+    Raises:
+        ProviderUnavailable: it names none, or one of another size.
+    """
+    if file is None:
+        raise ProviderUnavailable(f"the upload of {name} was answered without a file id")
+    if file.bytes not in (None, 0, size):
+        raise ProviderUnavailable(f"{name} has {size:,} bytes, {file.bytes:,} arrived")
+    return file
 
 
 def check_time(until: float) -> None:

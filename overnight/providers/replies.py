@@ -17,14 +17,14 @@ TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 STATUS_WORDS = {
     "success": "completed", "succeeded": "completed", "done": "completed", "canceled": "cancelled",
     "timeout_exceeded": "expired", "cancellation_requested": "cancelling", "in_queue": "validating",
-    "queued": "validating", "running": "in_progress", "progress": "in_progress",
+    "queued": "validating", "running": "in_progress", "progress": "in_progress", "partially_succeeded": "completed",
 }  # fmt: skip
-"""Other providers' words for OpenAI's statuses (SiliconFlow, Novita, Mistral, Together), in lower case."""
+"""Other providers' words for OpenAI's statuses (SiliconFlow, Novita, Mistral, Together, Gemini), in lower case."""
 
 
 def status_word(word: Any) -> str:
     """A status in OpenAI's words; one that nobody knows passes through in lower case, and is not terminal."""
-    lowered = printable(word or "unknown").lower().removeprefix("job_state_")
+    lowered = printable(word or "unknown").lower().removeprefix("job_state_").removeprefix("batch_state_")
     return STATUS_WORDS.get(lowered, lowered)
 
 
@@ -182,6 +182,8 @@ def refusal(status: int, said: str, call: str, address: str) -> OvernightError:
     message = f"{address} answers {call} with HTTP {status}: {said}"
     if status in (401, 403):
         return Unauthorized(f"{message}; check the key")
+    if status == 429 and "RESOURCE_EXHAUSTED" in said:  # Gemini speaks of billing then, and means a limit
+        return QueueFull(message)
     if status == 402 or "insufficient_quota" in said or "billing" in said:
         return ProviderError(f"{message}; the account cannot pay")
     if _QUEUE_FULL.search(said):
@@ -203,6 +205,7 @@ def names_file(said: str, file_id: str) -> bool:
 def error_text(body: Any, code: str | None, otherwise: str) -> str:
     """What an error reply says, in short: its code and message, in whichever shape, or the start of its page."""
     if isinstance(body, dict):
+        word = body.get("status") if isinstance(body.get("status"), str) else code  # Google's RESOURCE_EXHAUSTED
         body = body.get("message") or body.get("detail") or body.get("error") or body
-        return printable(f"{code or ''} {body}".strip()[:300])
+        return printable(f"{word or ''} {body}".strip()[:300])
     return re.sub(r"\s+", " ", printable(body or otherwise)).strip()[:200]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from overnight.providers.replies import RemoteBatch
+from overnight.providers.replies import RemoteBatch, RemoteFile, remote_file
 
 
 class Order(NamedTuple):
@@ -33,12 +33,22 @@ class Page(NamedTuple):
     """From 0."""
     size: int
     after: str | None
-    """Id of the last entry of the page before."""
+    """What the page before said of the next one (`token`)."""
 
 
 def bearer(key: str) -> dict[str, str]:
     """The headers of most."""
     return {"Authorization": f"Bearer {key}"}
+
+
+def _data(reply: Mapping[str, Any]) -> Any:
+    """Where most have the entries of a list."""
+    return reply.get("data")
+
+
+def _last_id(_reply: Mapping[str, Any], last: str) -> str | None:
+    """Most take the id of a page's last entry."""
+    return last
 
 
 def _nothing(_line: bytes) -> None:
@@ -59,6 +69,12 @@ class Dialect:
     """A reply as a batch; None where it is not one."""
     has_more: Callable[[Mapping[str, Any], Page], bool | None]
     """Whether a listing goes on after a page; None where its reply does not tell."""
+    entries: Callable[[Mapping[str, Any]], Any] = _data
+    """The entries of a list's page."""
+    token: Callable[[Mapping[str, Any], str], str | None] = _last_id
+    """What to ask the next page with, given the last entry's id."""
+    read_file: Callable[[Any], RemoteFile | None] = remote_file
+    """A reply as a file; None where it is not one."""
     headers: Callable[[str], Mapping[str, str]] = bearer
     """Those that carry the key."""
     body: Callable[[Iterable[bytes]], Iterator[bytes]] | None = None

@@ -1,0 +1,103 @@
+"""Gemini's batches (Developer API): files of their own kind, and lines of OpenAI's in them.
+
+Sources: ai.google.dev/api/batch-api and its guide (states, `displayName`, `batchStats`), google-genai 3.6.1
+(`batches.py`, `files.py`), and for lines of OpenAI's form LiteLLM 1.110.2 (`llms/gemini/batches`); November 2026.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from overnight.providers.dialects.dialect import Dialect, Order, Page
+from overnight.providers.replies import RemoteBatch, RemoteError, RemoteFile, status_word
+from overnight.text import printable
+
+_NAME = re.compile(r"overnight-([0-9a-f]+)-([0-9a-f]+)")
+"""A batch's display name: the attempt's token and the shard's key. It has no metadata."""
+
+
+def _order(order: Order) -> dict[str, Any]:
+    name = f"overnight-{order.metadata['overnight_attempt']}-{order.metadata['overnight_shard']}"
+    return {"batch": {"displayName": name, "inputConfig": {"fileName": order.file_id}}}
+
+
+def _page(page: Page) -> dict[str, str | int]:
+    return {"pageSize": page.size, "pageToken": page.after} if page.after else {"pageSize": page.size}
+
+
+def _has_more(reply: Mapping[str, Any], _page: Page) -> bool | None:
+    return bool(reply.get("nextPageToken"))
+
+
+def _token(reply: Mapping[str, Any], _last: str) -> str | None:
+    return reply.get("nextPageToken")
+
+
+def _entries(reply: Mapping[str, Any]) -> Any:
+    """A page without entries is an empty object; one that says anything else is none."""
+    nothing: list[Any] | None = [] if reply.keys() <= {"nextPageToken"} else None
+    return next((reply[name] for name in ("operations", "files") if name in reply), nothing)
+
+
+def _read(reply: Any) -> RemoteBatch | None:
+    if not isinstance(reply, dict) or not isinstance(reply.get("name"), str):
+        return None
+    about = _dict(reply.get("metadata"))
+    stats = _dict(about.get("batchStats"))
+    output = _dict(about.get("output")) or _dict(reply.get("response"))
+    named = _NAME.fullmatch(str(about.get("displayName") or ""))
+    error = _dict(reply.get("error"))
+    return RemoteBatch(
+        id=reply["name"],
+        status=status_word(about.get("state")),
+        input_file_id=_dict(about.get("inputConfig")).get("fileName"),
+        output_file_id=output.get("responsesFile") or None,
+        done=_count(stats, "successfulRequestCount"),
+        failed=_count(stats, "failedRequestCount"),
+        total=_count(stats, "requestCount"),
+        created_at=_seconds(about.get("createTime")),
+        errors=(RemoteError(str(error.get("code")), printable(error.get("message") or ""), None),) if error else (),
+        metadata={"overnight_attempt": named[1], "overnight_shard": named[2]} if named else None,
+    )
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(stats: Mapping[str, Any], name: str) -> int | None:
+    """Counts are text, as all long numbers in Google's JSON; zeros are left out."""
+    if not stats:
+        return None
+    text = str(stats.get(name, 0))
+    return int(text) if text.isdigit() else None
+
+
+def _seconds(stamp: Any) -> float | None:
+    try:
+        return datetime.fromisoformat(stamp).timestamp()
+    except (TypeError, ValueError):
+        return None
+
+
+def read_file(reply: Any) -> RemoteFile | None:
+    """A reply as a file; bare, or under `file` as an upload has it."""
+    fields = reply.get("file", reply) if isinstance(reply, dict) else None
+    if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
+        return None
+    ready = fields.get("state") not in ("PROCESSING", "STATE_UNSPECIFIED")
+    size = str(fields.get("sizeBytes") or "")
+    made = _seconds(fields.get("createTime"))
+    return RemoteFile(fields["name"], fields.get("displayName"), int(size) if size.isdigit() else None, ready, made)
+
+
+def _headers(key: str) -> dict[str, str]:
+    return {"x-goog-api-key": key}
+
+
+GEMINI = Dialect(
+    "/batches", _order, _page, _read, _has_more, entries=_entries, token=_token, read_file=read_file, headers=_headers
+)

@@ -1,0 +1,97 @@
+"""Gemini's calls, where they are others than those of everybody with files: names as paths, uploads in two steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx2
+import openai
+
+from overnight.errors import NotFound, OvernightError, ProviderError, ProviderUnavailable
+from overnight.providers.dialects.dialect import Order
+from overnight.providers.dialects.gemini import read_file
+from overnight.providers.download import receive
+from overnight.providers.provider import UPLOAD_SECONDS_PER_MB, Provider, arrived
+from overnight.providers.replies import RemoteFile, refusal
+
+
+class GoogleProvider(Provider):
+    """The same calls; batches and files have names such as `batches/abc`."""
+
+    _cancels = ":cancel"
+
+    def _path(self, batch_id: str) -> str:
+        return f"/{quote(batch_id, safe='/')}"
+
+    def _ordered(self, once: openai.OpenAI, order: Order, requests: Path | None, until: float) -> Any:  # noqa: ARG002 - for who has no files
+        model = quote(order.model.removeprefix("models/"), safe="")
+        return once.post(f"/models/{model}:batchGenerateContent", cast_to=object, body=self.dialect.order(order))
+
+    def upload(self, path: Path, name: str | None = None) -> RemoteFile:
+        """Uploads a request file: an address is asked for, and takes the bytes. Costs nothing."""
+        size, shown = path.stat().st_size, name or path.name
+        there = urlsplit(self.address)
+        begin = f"{there.scheme}://{there.netloc}/upload{there.path.rstrip('/')}/files"
+        kind = "application/jsonl"
+        asked = {
+            "X-Goog-Upload-Protocol": "resumable", "X-Goog-Upload-Command": "start",
+            "X-Goog-Upload-Header-Content-Length": str(size), "X-Goog-Upload-Header-Content-Type": kind,
+        }  # fmt: skip
+        seconds = max(600.0, size / 1e6 * UPLOAD_SECONDS_PER_MB)
+        with self._translated("upload"), httpx2.Client(timeout=seconds) as client, path.open("rb") as stream:
+            about = {"file": {"displayName": shown, "mimeType": kind}}
+            started = client.post(begin, headers=self._headers | asked, json=about)
+            _check(started, "upload", self.address)
+            address = started.headers.get("X-Goog-Upload-URL", "")
+            if urlsplit(address).netloc != there.netloc:
+                raise ProviderUnavailable(f"an upload was answered with the address {address[:80]!r}")
+            command = {"X-Goog-Upload-Offset": "0", "X-Goog-Upload-Command": "upload, finalize"}
+            ended = client.post(address, headers=command, content=stream)
+            _check(ended, "upload", self.address)
+        return arrived(read_file(_json(ended)), shown, size)
+
+    def file(self, file_id: str) -> RemoteFile | None:
+        """Looks at a file; None where the provider does not tell."""
+        try:
+            return read_file(self._client.get(f"/{quote(file_id, safe='/')}", cast_to=object))
+        except (openai.OpenAIError, httpx2.HTTPError):
+            return None
+
+    def delete(self, file_id: str) -> None:
+        """Deletes a file; one that is gone already is fine: they are kept for 48 hours."""
+        try:
+            with self._translated(f"delete {file_id}"):
+                self._client.delete(f"/{quote(file_id, safe='/')}", cast_to=object)
+        except NotFound:
+            return
+
+    def _download_once(self, file_id: str, path: Path) -> int:
+        address = f"{self.address.rstrip('/')}/{quote(file_id, safe='/')}:download"
+        with (
+            self._translated(f"download {file_id}"),
+            httpx2.Client(timeout=600, headers=self._headers) as client,
+            client.stream("GET", address, params={"alt": "media"}) as reply,
+        ):
+            if reply.status_code != 200:
+                reply.read()
+            _check(reply, f"download {file_id}", self.address)
+            return receive(reply, file_id, path, lambda: self._size(file_id))
+
+
+def _check(reply: httpx2.Response, call: str, address: str) -> None:
+    if reply.status_code != 200:
+        raise _refused(reply, call, address)
+
+
+def _refused(reply: httpx2.Response, call: str, address: str) -> OvernightError:
+    found = refusal(reply.status_code, reply.text[:200], call, address)
+    return found if isinstance(found, ProviderError) else ProviderUnavailable(found.message)
+
+
+def _json(reply: httpx2.Response) -> Any:
+    try:
+        return reply.json()
+    except ValueError:
+        return None
