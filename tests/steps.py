@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pandas as pd
 
 from overnight.answers.trouble import is_stuck
 from overnight.builds.staging import stage
-from overnight.ledger.database import Ledger, _cached
+from overnight.ledger.database import Ledger
 from overnight.ledger.lease import leased
 from overnight.ledger.run import Run, open_run
 from overnight.limits.queue import ended_batches
@@ -64,14 +65,12 @@ def opened_by_four(url: str) -> list[str]:
     return [out.strip() for out, _ in outcomes]
 
 
-def lose_ledger(job: Any, home: Path) -> Run:
-    """A job whose ledger is gone, as a new process finds it once its owner has begun another."""
-    Ledger.of(home).close()
-    for file in home.glob("ledger.db*"):
-        file.unlink()
-    _cached.cache_clear()
-    Ledger.of(home, anew=True)
-    return open_run(job, home=str(home))
+def without_ledger(job: Any, home: Path) -> Run:
+    """A job whose folder outlived its ledger, in a home whose owner has begun another."""
+    (there := home.with_name("saved")).mkdir(mode=0o700)
+    shutil.move(home / job["name"], there)
+    Ledger.of(there, anew=True)
+    return open_run(job, home=str(there))
 
 
 def age(run: Run, seconds: float) -> None:

@@ -25,7 +25,7 @@ from overnight.providers.replies import RemoteBatch
 from tasks.doctor import Examination
 from tasks.recover import recover
 from tests.conftest import MakeJob, ProviderProcess
-from tests.steps import advance, build, finish, lose_ledger, run_job
+from tests.steps import advance, build, finish, run_job, without_ledger
 from tests.test_dialects import provider_of
 
 PIXEL = "iVBORw0KGgo="
@@ -272,7 +272,7 @@ def test_a_lost_ledger_is_recovered_by_the_results(
     provider_server.order(default={"polls": 1})
     run = build(job, tmp_path / "home")
     advance(run, patience=0)
-    run = lose_ledger(job, tmp_path / "home")
+    run = without_ledger(job, tmp_path / "home")
     with connect(run.job.profile, run.home) as provider:
         with pytest.raises(BatchHeld, match="is at work, and may be a batch of texts"):
             recover(run, provider)
@@ -280,7 +280,7 @@ def test_a_lost_ledger_is_recovered_by_the_results(
             for _ in range(3):
                 provider.retrieve(made["id"])
         assert recover(run, provider).batches == 3
-    assert finish(build(job, tmp_path / "home")).statuses == {"succeeded": 5}
+    assert finish(build(job, run.home)).statuses == {"succeeded": 5}
     assert set(provider_server.books()["billed"].values()) == {1}
 
 

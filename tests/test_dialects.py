@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 from mistralai.client import Mistral
 
+from overnight.errors import Unauthorized
 from overnight.job.profiles import Profile
+from overnight.providers.connect import connect
 from overnight.providers.dialects.mistral import MISTRAL, _hours
 from overnight.providers.provider import Provider
 from overnight.providers.replies import RemoteBatch, RemoteError
@@ -87,6 +89,24 @@ def test_the_same_job_comes_to_the_same_answers_in_every_dialect(
         )
     for table in tables.values():
         pd.testing.assert_frame_equal(table, tables["openai"])
+
+
+@pytest.mark.parametrize("profile", DIALECTS)
+@pytest.mark.parametrize("call", ["list", "content"])
+def test_a_key_that_a_server_echoes_is_in_no_error(
+    tmp_path: Path, provider_server: ProviderProcess, profile: str, call: str
+) -> None:
+    echo = {"error": {"message": "the key secret is wrong", "type": "permission_error"}}
+    provider_server.order(faults=[{"call": call, "status": 403, "body": echo, "times": 9}])
+    named = Profile.named(profile).overridden(**provider_of(profile, provider_server) | {"profile": None})
+    with connect(named, tmp_path) as provider:
+        file_id = "files/x" if profile == "gemini" else "x"
+        calls = {
+            "list": lambda: list(provider.batches()),
+            "content": lambda: provider.download(file_id, tmp_path / "x"),
+        }
+        with pytest.raises(Unauthorized, match=r"the key \*\*\* is wrong"):
+            calls[call]()
 
 
 def test_a_create_call_names_its_model_and_its_window_in_hours(

@@ -22,7 +22,7 @@ from overnight.providers.replies import RemoteBatch, RemoteError, RemoteFile
 from tasks.doctor import Examination
 from tasks.recover import recover
 from tests.conftest import MakeJob, ProviderProcess
-from tests.steps import advance, build, finish, lose_ledger, run_job
+from tests.steps import advance, build, finish, run_job, without_ledger
 from tests.test_dialects import provider_of
 
 MARKS = {"overnight_job": "j", "overnight_attempt": "ab12", "overnight_shard": "cd34"}
@@ -171,10 +171,10 @@ def test_a_lost_ledger_is_recovered_by_the_display_names(
     job = make_job(texts, provider=provider_of("gemini", provider_server), limits=limits)
     provider_server.order(default={"polls": 1})
     advance(build(job, tmp_path / "home"), patience=0)
-    run = lose_ledger(job, tmp_path / "home")
+    run = without_ledger(job, tmp_path / "home")
     with connect(run.job.profile, run.home) as provider:
         assert recover(run, provider).batches == 3
-    assert finish(build(job, tmp_path / "home")).statuses == {"succeeded": 5}
+    assert finish(build(job, run.home)).statuses == {"succeeded": 5}
     assert set(provider_server.books()["billed"].values()) == {1}
 
 

@@ -113,8 +113,7 @@ def _proven(run: Run, provider: InlineProvider, batch: Batch, listed: Iterable[R
         BatchHeld: the results of one that may be of it are not there yet.
     """
     shard = run.ledger.shard(batch.shard_id)
-    others = (one for other in all_shards(run.home) for one in other.batches if one.id != batch.id)
-    known = {other.batch_id for other in others if other.batch_id}
+    known = {one.batch_id for other in all_shards(run.home) for one in other.batches if one.batch_id}
     patience = run.job.profile.lost_reply_seconds
     seen = [one for one in listed if may_be_of(one, shard.requests, batch.creating_at or 0, patience, known)]
     found = [provider.retrieve(one.id) for one in seen[::-1]]

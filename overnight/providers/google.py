@@ -9,12 +9,12 @@ from urllib.parse import quote, urlsplit
 import httpx2
 import openai
 
-from overnight.errors import NotFound, OvernightError, ProviderError, ProviderUnavailable
+from overnight.errors import NotFound, ProviderUnavailable
 from overnight.providers.dialects.dialect import Order
 from overnight.providers.dialects.gemini import read_file
 from overnight.providers.download import receive
 from overnight.providers.provider import UPLOAD_SECONDS_PER_MB, Provider, arrived
-from overnight.providers.replies import RemoteFile, refusal
+from overnight.providers.replies import RemoteFile
 
 
 class GoogleProvider(Provider):
@@ -43,13 +43,13 @@ class GoogleProvider(Provider):
         with self._translated("upload"), httpx2.Client(timeout=seconds) as client, path.open("rb") as stream:
             about = {"file": {"displayName": shown, "mimeType": kind}}
             started = client.post(begin, headers=self._headers | asked, json=about)
-            _check(started, "upload", self.address)
+            self._check(started, "upload")
             address = started.headers.get("X-Goog-Upload-URL", "")
             if urlsplit(address).netloc != there.netloc:
                 raise ProviderUnavailable(f"an upload was answered with the address {address[:80]!r}")
             command = {"X-Goog-Upload-Offset": "0", "X-Goog-Upload-Command": "upload, finalize"}
             ended = client.post(address, headers=command, content=stream)
-            _check(ended, "upload", self.address)
+            self._check(ended, "upload")
         return arrived(read_file(_json(ended)), shown, size)
 
     def file(self, file_id: str) -> RemoteFile | None:
@@ -74,20 +74,8 @@ class GoogleProvider(Provider):
             httpx2.Client(timeout=600, headers=self._headers) as client,
             client.stream("GET", address, params={"alt": "media"}) as reply,
         ):
-            if reply.status_code != 200:
-                reply.read()
-            _check(reply, f"download {file_id}", self.address)
+            self._check(reply, f"download {file_id}")
             return receive(reply, file_id, path, lambda: self._size(file_id))
-
-
-def _check(reply: httpx2.Response, call: str, address: str) -> None:
-    if reply.status_code != 200:
-        raise _refused(reply, call, address)
-
-
-def _refused(reply: httpx2.Response, call: str, address: str) -> OvernightError:
-    found = refusal(reply.status_code, reply.text[:200], call, address)
-    return found if isinstance(found, ProviderError) else ProviderUnavailable(found.message)
 
 
 def _json(reply: httpx2.Response) -> Any:

@@ -11,11 +11,11 @@ from typing import Any
 import httpx2
 import openai
 
-from overnight.errors import DownloadCut, ProviderUnavailable
+from overnight.errors import ProviderUnavailable
 from overnight.providers.dialects.dialect import Order
 from overnight.providers.download import receive
 from overnight.providers.provider import Provider, check_time
-from overnight.providers.replies import RemoteFile, refusal
+from overnight.providers.replies import RemoteFile
 from overnight.rows.lines import custom_id_of
 
 _SECONDS_PER_MB = 4
@@ -76,9 +76,7 @@ class InlineProvider(Provider):
             httpx2.Client(timeout=600, headers=self._headers) as client,
             client.stream("GET", address) as reply,
         ):
-            if reply.status_code != 200:
-                reply.read()
-                raise refusal(reply.status_code, reply.text[:200], call, self.address)
+            self._check(reply, call)
             yield reply
 
     def first_custom_id(self, batch_id: str) -> str | None:
@@ -94,4 +92,4 @@ class InlineProvider(Provider):
         try:
             return custom_id_of(line.encode())
         except ValueError as error:
-            raise ProviderUnavailable(f"the results of {batch_id} cannot be read: {error}") from DownloadCut(line[:80])
+            raise ProviderUnavailable(f"the results of {batch_id} cannot be read: {error}") from None

@@ -7,6 +7,7 @@ batch, and lists without end where a server does not page. All of that is settle
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -338,9 +339,25 @@ class Provider:
             raise ProviderUnavailable(f"{call}: {_cause(error)}") from None
 
     def _refused(self, error: openai.OpenAIError, call: str) -> OvernightError:
-        """An SDK error as one of ours, without the key, which a server may echo."""
-        found = _translate(error, call, self.address)
-        return type(found)(found.message.replace(self._client.api_key, "***")) if self._has_key else found
+        """An SDK error as one of ours."""
+        return self._without_key(_translate(error, call, self.address))
+
+    def _check(self, reply: httpx2.Response, call: str) -> None:
+        """Refuses a reply to a call that went around the SDK, and is not yet read, unless it is a 200."""
+        if reply.status_code == 200:
+            return
+        try:
+            told = json.loads(reply.read())
+            body = told.get("error", told) if isinstance(told, dict) else told
+        except ValueError:
+            body = reply.text
+        code = body.get("type") if isinstance(body, dict) else None
+        said = error_text(body, str(code) if code else None, reply.reason_phrase)
+        raise self._without_key(refusal(reply.status_code, said, call, self.address))
+
+    def _without_key(self, error: OvernightError) -> OvernightError:
+        """An error without the key, which a server may echo."""
+        return type(error)(error.message.replace(self._client.api_key, "***")) if self._has_key else error
 
 
 def _without_openais(request: httpx2.Request) -> None:
