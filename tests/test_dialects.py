@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def test_a_key_that_a_server_echoes_is_in_no_error(
     named = Profile.named(profile).overridden(**provider_of(profile, provider_server) | {"profile": None})
     with connect(named, tmp_path) as provider:
         file_id = "files/x" if profile == "gemini" else "x"
-        calls = {
+        calls: dict[str, Callable[[], Any]] = {
             "list": lambda: list(provider.batches()),
             "content": lambda: provider.download(file_id, tmp_path / "x"),
         }
