@@ -117,9 +117,10 @@ def test_what_a_message_cannot_say_is_refused_by_its_name(body: dict[str, Any], 
 def test_it_is_refused_with_its_line_before_anything_is_sent(
     make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
 ) -> None:
-    job = make_job(["a"], provider=provider_of("anthropic", provider_server), parameters={"seed": 7})
-    with pytest.raises(InvalidRequests, match=r"0001-0000.jsonl:1: anthropic's messages have no 'seed'"):
+    job = make_job(["a", "b"], provider=provider_of("anthropic", provider_server), parameters={"seed": 7})
+    with pytest.raises(InvalidRequests, match=r"0001-0000.jsonl:1: anthropic's messages have no 'seed'") as raised:
         build(job, tmp_path / "home")
+    assert len(raised.value.problems) == 1
     assert provider_server.books()["calls"] == {}
 
 
