@@ -124,7 +124,7 @@ def staged_problems(staging: Path, build: Build, profile: Profile) -> list[Probl
 
 
 def _unsayable(name: str, lines: Iterable[bytes], profile: Profile) -> Iterator[Problem]:
-    """What the provider's dialect has no words for: each thing once, where it stands first, as all lines may have it."""
+    """What the provider's dialect has no words for: each thing once, where it stands first; all lines may have it."""
     if (dialect := dialect_of(profile)).body is None:
         return
     told = set[str]()
