@@ -10,6 +10,7 @@ of a protection is not in the code any more.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -121,6 +122,19 @@ MUTANTS = [
     Mutant("a canary may cost what was planned", "overnight/limits/canary.py", "    if cost > planned:\n", "    if cost >= planned:\n", MONEY),
     Mutant("a yes is good for its plan alone", "flows/approval.py", "    return plan.rows <= approved.rows and", "    return True or",
            "tests/test_pipeline.py -k yes_is_good"),
+    # other forms of the Batch API, tables, fragments
+    Mutant("a nameless batch at work is held", "overnight/providers/adoption.py", "if not proven and len(ended) < len(found):", "if False:",
+           "tests/test_anthropic.py -k may_be_ours"),
+    Mutant("a nameless batch is ours by its results", "overnight/providers/adoption.py", "if provider.first_custom_id(one.id) in asked]", "]",
+           "tests/test_anthropic.py -k 'may_be_ours or told_apart'"),
+    Mutant("a stream of results is counted", "overnight/providers/inline.py", "lambda: None, is_whole)", "lambda: None)",
+           "tests/test_dialects.py -k 'test_anthropic and length'"),
+    Mutant("an Iceberg commit that lost looks first", "overnight/answers/iceberg.py", '"commit.retry.num-retries"', '"nothing"',
+           "tests/test_lakehouse.py -k iceberg_table_at_the_same"),
+    Mutant("a fragment with a request to send is rendered", "overnight/builds/pieces.py", "drop_null().to_pylist())).all():",
+           "drop_null().to_pylist())).all() and False:", "tests/test_fragments.py"),
+    Mutant("a key in another form of header is echoed in no error", "overnight/providers/provider.py",
+           "raise self._without_key(refusal(", "raise (refusal(", "tests/test_dialects.py -k echoes"),
     # keys and text
     Mutant("a job names variables for keys alone", "overnight/providers/keys.py", "    if owner is None:\n", "    if owner is None and name == '':\n", KEYS),
     Mutant("a provider's key goes to it alone", "overnight/providers/keys.py", "if profile.base_url and not _is_meant(", "if not name and not _is_meant(", KEYS),
@@ -158,7 +172,7 @@ def caught_by(mutant: Mutant) -> str | None:
         if mutant.old not in text:
             sys.exit(f"{mutant.name}: {mutant.file} does not have {mutant.old!r}")
         path.write_text(text.replace(mutant.old, mutant.new, 1))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests.split()]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *shlex.split(mutant.tests)]
         quick = {**os.environ, "OVERNIGHT_NO_SHRINK": "1"}
         done = subprocess.run(command, cwd=copy, env=quick, capture_output=True, text=True, check=False, timeout=900)
     failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))]
