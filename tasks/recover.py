@@ -18,7 +18,7 @@ from overnight.errors import LedgerError, ProviderError, Transient
 from overnight.ledger.identity import reclaim_folder
 from overnight.ledger.records import Batch, NewShard, Shard
 from overnight.ledger.recovery import record_of, shard_of, unknown_files
-from overnight.ledger.request_files import request_path
+from overnight.ledger.request_files import request_file, request_path
 from overnight.ledger.run import Run
 from overnight.limits.prices import job_rates
 from overnight.providers.account import account_of
@@ -134,10 +134,12 @@ def recover(run: Run, provider: Provider, *, unsent: bool = False, same_account:
     shards = ledger.shards(job)
     files = list(unknown_files(folder, shards))
     new = [shard_of(path, run.job.profile) for path in files]
+    begun = [shard for shard in shards if all(batch.batch_id is None for batch in shard.batches)]
     if isinstance(provider, InlineProvider):
         paths = {shard.key: path for path, shard in zip(files, new, strict=True)}
-        listed = list(marked_by_results(provider, listed, job, paths))
-    begun = [shard for shard in shards if all(batch.batch_id is None for batch in shard.batches)]
+        paths |= {shard.key: request_file(folder, shard, run.job.profile) for shard in begun if not shard.settled}
+        known = {one.batch_id: one.token for shard in shards for one in shard.batches if one.batch_id}
+        listed = list(marked_by_results(provider, listed, job, paths, known))
     candidates = [Candidate(one.file_name, one.key, one.bytes) for one in sorted([*begun, *new], key=_by_name)]
     attempts = [batch for shard in shards for batch in shard.batches]
     got = match(job, listed, uploads, attempts, candidates)

@@ -174,3 +174,26 @@ def test_row_groups_are_gathered_and_a_file_that_grew_has_the_same_fragments_and
     assert after[:2] == before[:2]
     assert [rows for _, rows in after[2:]] == [[*range(40, 60)], [60, 61]]
     assert len(set(dict(after))) == 4
+
+
+def test_columns_that_change_their_names_are_another_fragment(make_job: MakeJob, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    run = open_run(make_job([], dataset={"path": str(path)}), home=str(tmp_path / "home"))
+    digests = []
+    for names in (["q", "a"], ["a", "q"]):
+        pq.write_table(pa.table([["x"], ["y"]], names=names), path)
+        digests += [one.digest() for one in run.rows().fragments]
+    assert len(set(digests)) == 2
+
+
+def test_a_row_without_a_request_does_not_use_up_the_canary(make_job: MakeJob, tmp_path: Path) -> None:
+    folder = tmp_path / "bodies"
+    folder.mkdir()
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    (folder / "1.jsonl").write_text('{"body": null}\n')
+    lines = [json.dumps({"body": json.dumps({**body, "seed": n})}) + "\n" for n in range(20)]
+    (folder / "2.jsonl").write_text("".join(lines))
+    limits = {"canary_rows": 5, "poll_seconds": 0.02}
+    job = make_job([], dataset={"path": str(folder)}, task={"kind": "raw", "body": "body"}, model=None, limits=limits)
+    build = stage(open_run(job, home=str(tmp_path / "home")))
+    assert [(shard.requests, shard.canary) for shard in build.shards] == [(5, 1), (15, None)]

@@ -59,7 +59,7 @@ def read_result(line: bytes) -> ResultLine:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         mended = as_python_reads_it(line)
         return read_result(mended) if mended is not None else _unreadable(line, error)
-    if result.result is not msgspec.UNSET:
+    if result.result is not msgspec.UNSET and result.response is None and bytes(result.result) != b"null":
         return _told_result(result.custom_id, bytes(result.result))
     response = result.response
     if response is None or not (result.error is None or is_empty(result.error)):

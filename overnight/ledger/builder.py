@@ -115,7 +115,8 @@ class Builder:
         self._rows += rows
 
     def _send(self, requests: Requests, fresh: Mask) -> None:
-        at = np.flatnonzero(fresh).tolist()
+        if not (at := np.flatnonzero(fresh).tolist()):
+            return  # and no writer begins: the first one takes the canary and the trial
         if len(requests.kinds) == 1:
             self._writer(requests.kinds[0]).write(
                 [requests.lines[one] for one in at] if len(at) < len(fresh) else requests.lines

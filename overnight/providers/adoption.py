@@ -132,7 +132,11 @@ def _proven(run: Run, provider: InlineProvider, batch: Batch, listed: Iterable[R
 
 
 def marked_by_results(
-    provider: InlineProvider, listed: Iterable[RemoteBatch], job: str, files: Mapping[str, Path]
+    provider: InlineProvider,
+    listed: Iterable[RemoteBatch],
+    job: str,
+    files: Mapping[str, Path],
+    known: Mapping[str, str],
 ) -> Iterator[RemoteBatch]:
     """A listing in which the batches of a job carry marks as others' metadata does, taken from their results.
 
@@ -141,12 +145,16 @@ def marked_by_results(
         listed: its batches.
         job: its name.
         files: request files that may have been sent, by the keys of their shards.
+        known: tokens of the ledger's attempts, by the ids of their batches.
 
     Raises:
         BatchHeld: one with as many requests as a file has is at work.
     """
     ids = {key: frozenset(custom_ids(path)) for key, path in files.items()}
     for remote in listed:
+        if remote.id in known:
+            yield replace(remote, metadata={"overnight_job": job, "overnight_attempt": known[remote.id]})
+            continue
         same = [key for key, requests in ids.items() if remote.total in (None, len(requests))]
         if not same:
             yield remote

@@ -88,7 +88,7 @@ def receive(
         file_id: for messages.
         path: where the file goes.
         size: asks the provider how large the file is: a reply without a length can end anywhere unnoticed.
-        is_whole: whether what arrived is all, where nobody tells how large it is; else its last line has to be whole.
+        is_whole: whether what arrived is all, where nobody tells how large it is; its last line has to be whole too.
 
     Raises:
         DownloadCut: fewer bytes arrived than were announced, or a page or an error in their place.
@@ -100,7 +100,11 @@ def receive(
         announced: str | int | None = reply.headers.get("content-length")
         if announced is None or reply.headers.get("content-encoding"):
             announced = size()
-        if (int(announced) != arrived) if announced is not None else not (is_whole or _ends_whole)(part):
+        if (
+            (int(announced) != arrived)
+            if announced is not None
+            else not (_ends_whole(part) and (is_whole is None or is_whole(part)))
+        ):
             raise DownloadCut(f"the download of {file_id} has {arrived:,} of {announced or 'more'} bytes")
         if (said := _no_results(part)) is not None:
             raise DownloadCut(f"the download of {file_id} is no result file but: {said}")

@@ -93,7 +93,7 @@ class Provider:
         self._client = openai.OpenAI(
             base_url=self.address, api_key=key, organization=organization, project=project, max_retries=2, timeout=60,
             default_headers=self._headers if strange else None,
-            http_client=openai.DefaultHttpxClient(event_hooks={"request": [_without_openais]}) if strange else None,
+            http_client=_unredirected() if strange else None,
         )  # fmt: skip
 
     @property
@@ -241,13 +241,14 @@ class Provider:
             found = [batch for batch in map(self.dialect.read, entries) if batch is not None]
             if len(found) < len(entries):
                 raise ProviderUnavailable("the list of batches has entries that cannot be read")
-            if not found or found[0].id in seen:
+            fresh = [batch for batch in found if batch.id not in seen]  # entries shift where one is made meanwhile
+            if not fresh and (found or not self.dialect.token(page, "")):
                 return
-            yield from found
-            seen.update(batch.id for batch in found)
-            if self.dialect.has_more(page, asked) is False or all_before(found, since):
+            yield from fresh
+            seen.update(batch.id for batch in fresh)
+            if self.dialect.has_more(page, asked) is False or (found and all_before(found, since)):
                 return
-            after = self.dialect.token(page, found[-1].id)
+            after = self.dialect.token(page, found[-1].id if found else "")
         raise ProviderUnavailable(f"the list of batches goes on after {MAX_LIST_PAGES} pages")
 
     def cancel(self, batch_id: str) -> None:
@@ -312,13 +313,14 @@ class Provider:
             if page is None:
                 raise ProviderUnavailable("the list of files cannot be read")
             found = [file for file in map(self.dialect.read_file, self.dialect.entries(page)) if file is not None]
-            if not found or found[0].id in seen:
+            fresh = [file for file in found if file.id not in seen]
+            if not fresh and (found or not self.dialect.token(page, "")):
                 return
-            yield from found
-            seen.update(file.id for file in found)
+            yield from fresh
+            seen.update(file.id for file in fresh)
             if not self.dialect.has_more(page, asked):
                 return
-            after = self.dialect.token(page, found[-1].id)
+            after = self.dialect.token(page, found[-1].id if found else "")
         raise ProviderError(f"the list of files goes on after {MAX_LIST_PAGES} pages: it cannot be read whole")
 
     def delete(self, file_id: str) -> None:
@@ -358,6 +360,11 @@ class Provider:
     def _without_key(self, error: OvernightError) -> OvernightError:
         """An error without the key, which a server may echo."""
         return type(error)(error.message.replace(self._client.api_key, "***")) if self._has_key else error
+
+
+def _unredirected() -> openai.DefaultHttpxClient:
+    """A client that follows no redirect: a key in a header of its own would go with it."""
+    return openai.DefaultHttpxClient(event_hooks={"request": [_without_openais]}, follow_redirects=False)
 
 
 def _without_openais(request: httpx2.Request) -> None:

@@ -47,6 +47,8 @@ class Fragment:
     start: int = 0
     end: int | None = None
     """Which bytes of the file it is; None: all the others."""
+    layout: str = ""
+    """What the file says of its columns elsewhere, where that is not among these bytes."""
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Its rows in their order, at most `BATCH_ROWS` at a time.
@@ -68,7 +70,7 @@ class Fragment:
         Raises:
             DatasetError: the file cannot be read.
         """
-        found = hashlib.blake2b(repr((self.file.kind, self.file.partitions)).encode(), digest_size=16)
+        found = hashlib.blake2b(repr((self.file.kind, self.file.partitions, self.layout)).encode(), digest_size=16)
         try:
             with self.file.open() as stream:
                 stream.seek(self.start)
@@ -97,23 +99,23 @@ class RowGroups:
 
 
 def parquet_fragments(file: File, footer: pq.FileMetaData, schema: pa.Schema) -> Iterator[Fragment]:
-    """A Parquet file in pieces of enough rows."""
-    first = rows = size = 0
-    start, end = 0, 0
+    """A Parquet file in pieces of enough rows; each byte of the file is of one of them."""
+    layout = footer.schema.to_arrow_schema().to_string()
+    first = rows = size = start = 0
     for number in range(footer.num_row_groups):
         group = footer.row_group(number)
-        columns = [group.column(at) for at in range(group.num_columns)]
-        places = [(min(_offsets(one)), one.total_compressed_size) for one in columns]
-        start = start if rows else min((at for at, _ in places), default=0)
-        end = max((at + length for at, length in places), default=start)
         rows, size = rows + group.num_rows, size + group.total_byte_size
-        if rows >= _FRAGMENT_ROWS or size >= _FRAGMENT_BYTES or number == footer.num_row_groups - 1:
-            yield Fragment(file, schema, RowGroups(file, range(first, number + 1)), size, start, end)
-            first, rows, size = number + 1, 0, 0
+        last = number == footer.num_row_groups - 1
+        if rows >= _FRAGMENT_ROWS or size >= _FRAGMENT_BYTES or last:
+            end = None if last else _start_of(footer.row_group(number + 1))
+            yield Fragment(file, schema, RowGroups(file, range(first, number + 1)), size, start, end, layout)
+            first, rows, size, start = number + 1, 0, 0, end or 0
 
 
-def _offsets(column: pq.ColumnChunkMetaData) -> list[int]:
-    return [at for at in (column.dictionary_page_offset, column.data_page_offset) if at is not None]
+def _start_of(group: pq.RowGroupMetaData) -> int:
+    columns = [group.column(at) for at in range(group.num_columns)]
+    offsets = [at for one in columns for at in (one.dictionary_page_offset, one.data_page_offset) if at]
+    return min(offsets, default=0)
 
 
 def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -95,16 +95,20 @@ def render(rendering: Rendering) -> Rendered:
     make_private(path.parent)
     path.touch(mode=0o600)
     fragment, encode, sound = rendering.fragment, msgspec.msgpack.Encoder().encode, True
+    digest = (
+        rendering.digest or fragment.digest()
+    )  # before: of a file that grows meanwhile no row may be taken as known
     with path.open("wb") as file:
         for piece in Renderer(rendering.job, fragment.schema).pieces(fragment.batches(), 0):
             sound = sound and not piece.requests.problems
             packed = encode(piece)
             file.write(len(packed).to_bytes(_LENGTH_BYTES))
             file.write(packed)
-    if away:
+    if rendering.url is not None:
         keep(path)
+    if away:
         path.unlink()
-    return Rendered(rendering.digest or fragment.digest(), sound)
+    return Rendered(digest, sound)
 
 
 def read_rendered(path: Path) -> Iterator[Piece]:

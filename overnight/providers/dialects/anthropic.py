@@ -130,7 +130,7 @@ def _said(message: Mapping[str, Any]) -> Any:
     said = message.get("content")
     if not calls:
         return _content(said or "")
-    blocks = [{"type": "text", "text": said}] if isinstance(said, str) and said else []
+    blocks = [{"type": "text", "text": said}] if isinstance(said, str) and said else [_block(one) for one in said or ()]
     for call in calls:
         given = msgspec.json.decode(call["function"]["arguments"] or "{}")
         blocks.append({"type": "tool_use", "id": call["id"], "name": call["function"]["name"], "input": given})
@@ -187,6 +187,8 @@ def _refused(line: bytes) -> str | None:
         request(line)
     except JobError as error:
         return error.message
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        return f"the body is no chat completion that can be said as a message ({type(error).__name__}: {error})"
     return None
 
 
@@ -200,7 +202,7 @@ def _read(reply: Any) -> RemoteBatch | None:
         output_file_id=reply["id"] if reply.get("results_url") else None,
         done=counts.get("succeeded"),
         failed=counts.get("errored"),
-        total=sum(counts.values()) if counts else None,
+        total=sum(counts.values()) or None,
         created_at=_seconds(reply.get("created_at")),
     )
 
