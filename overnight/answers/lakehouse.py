@@ -9,15 +9,14 @@ So what was committed is read from the table, and never from what a killed proce
 from __future__ import annotations
 
 import hashlib
-import io
 import re
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from overnight.answers import delta, iceberg
 from overnight.answers.commits import Commit, Conflict
+from overnight.answers.digest import values_digest
 from overnight.errors import JobError, LedgerError, Terminal
 from overnight.job.job import Job, Table
 from overnight.ledger.records import JobRecord
@@ -119,29 +118,10 @@ def _identity(run: Run, table: Table) -> tuple[str, int]:
 
 def _rows_digest(run: Run) -> str:
     """A hash of the dataset's rows and what was asked of each: the joined columns up to the custom_id."""
-    digest = _Digest()
     with pq.ParquetFile(run.folder.joined) as joined:
         names = joined.schema_arrow.names
         names = names[: names.index(run.job.output.prefix + "custom_id") + 1]
-        schema = pa.schema([joined.schema_arrow.field(name) for name in names])
-        with pa.ipc.new_stream(digest, schema) as stream:
-            for batch in joined.iter_batches(_ROWS, columns=names):
-                stream.write_batch(batch)
-    return digest.sha256.hexdigest()
-
-
-class _Digest(io.RawIOBase):
-    """A file of which only the hash is kept."""
-
-    def __init__(self) -> None:
-        self.sha256 = hashlib.sha256()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self.sha256.update(data)
-        return len(data)
+        return values_digest(joined.iter_batches(_ROWS, columns=names))
 
 
 def _is_settled(run: Run, record: JobRecord) -> bool:
