@@ -123,7 +123,7 @@ class Examination:
         return "an upload whose reply is lost is found again"
 
     def _create(self) -> str:
-        metadata = {"overnight_job": "doctor", "overnight_shard": "doctor", "overnight_attempt": self._token}
+        metadata = {"overnight_job": "doctor", "overnight_shard": self._token, "overnight_attempt": self._token}
         url = self._provider.profile.endpoints[0]
         with self._requests() as path:
             self._batch = self._provider.create(self._file_id or "", url, metadata, model=NO_SUCH_MODEL, requests=path)

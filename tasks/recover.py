@@ -136,10 +136,10 @@ def recover(run: Run, provider: Provider, *, unsent: bool = False, same_account:
     new = [shard_of(path, run.job.profile) for path in files]
     begun = [shard for shard in shards if all(batch.batch_id is None for batch in shard.batches)]
     if isinstance(provider, InlineProvider):
-        paths = {shard.key: path for path, shard in zip(files, new, strict=True)}
-        paths |= {shard.key: request_file(folder, shard, run.job.profile) for shard in begun if not shard.settled}
+        unsent_ones = [(shard, request_file(folder, shard, run.job.profile)) for shard in begun if not shard.settled]
         known = {one.batch_id: one.token for shard in shards for one in shard.batches if one.batch_id}
-        listed = list(marked_by_results(provider, listed, job, paths, known))
+        files_of = [*zip(new, files, strict=True), *unsent_ones]
+        listed = list(marked_by_results(provider, listed, job, files_of, known))
     candidates = [Candidate(one.file_name, one.key, one.bytes) for one in sorted([*begun, *new], key=_by_name)]
     attempts = [batch for shard in shards for batch in shard.batches]
     got = match(job, listed, uploads, attempts, candidates)

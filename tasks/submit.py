@@ -25,7 +25,7 @@ from overnight.errors import (
 from overnight.ledger.identity import claim_folder, keep_count
 from overnight.ledger.lease import check_lease
 from overnight.ledger.records import Batch, Shard
-from overnight.ledger.request_files import cut_shard, request_file, whole_file
+from overnight.ledger.request_files import cut_shard, whole_file
 from overnight.ledger.run import Run
 from overnight.ledger.states import AT_PROVIDER, State
 from overnight.limits.admission import admissible
@@ -148,7 +148,7 @@ class Submission:
         ledger = self._run.ledger
         # The intent, with the file's id, is on disk before the paid call: whatever happens from here on, the next
         # process looks for the batch before it makes one.
-        requests = request_file(self._run.folder, shard, self._run.job.profile)
+        requests = whole_file(self._run.folder, shard, self._run.job.profile)
         check_lease(self._owner)
         claim_folder(self._run)
         rates = job_rates(self._run.job, shard.model)

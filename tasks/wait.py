@@ -78,7 +78,7 @@ def look_in_listing(run: Run, provider: Provider, batch: Batch) -> tuple[Batch, 
         The batch, with the time since which listings lack it; what the listing says of it; and whether it was whole.
     """
     try:
-        listed = list(provider.batches(since=(batch.creating_at or batch.started_at) - 3600))
+        listed = list(provider.batches(since=batch.started_at - 3600))
     except (Transient, ProviderError) as error:
         logger.warning("batch %s is not known, and batches cannot be listed: %s", batch.batch_id, error)
         return batch, None, "failed"

@@ -89,6 +89,12 @@ MakeJob = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
+def dialect_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of the jobs of `provider_of`."""
+    monkeypatch.setenv("OVERNIGHT_KEY_DIALECT", "secret")
+
+
+@pytest.fixture
 def make_job(tmp_path: Path, provider_server: ProviderProcess) -> MakeJob:
     """Makes a job over texts, for the provider that misbehaves."""
 

@@ -13,10 +13,13 @@ import pandas as pd
 
 from overnight.answers.trouble import is_stuck
 from overnight.builds.staging import stage
+from overnight.job.profiles import Profile
 from overnight.ledger.database import Ledger
 from overnight.ledger.lease import leased
 from overnight.ledger.run import Run, open_run
 from overnight.limits.queue import ended_batches
+from overnight.providers.connect import connect
+from overnight.providers.provider import Provider
 from overnight.reports.summary import Tally
 from tasks.fetch import fetch_files
 from tasks.join import join
@@ -24,9 +27,21 @@ from tasks.parse import parse_answers, parse_batch
 from tasks.submit import admit, submit_shards
 from tasks.validate import validate_requests
 from tasks.wait import wait
+from tests.conftest import ProviderProcess
 
 PATIENCE = 60.0
 """Seconds to wait for another process."""
+
+
+def provider_of(profile: str, server: ProviderProcess) -> dict[str, Any]:
+    return {"profile": profile, "base_url": server.base_url, "api_key_env": "OVERNIGHT_KEY_DIALECT"}
+
+
+def connected(profile: str, server: ProviderProcess, home: Path) -> Provider:
+    """A dialect's client, at the test server."""
+    server.order(key="secret")
+    settings = {name: value for name, value in provider_of(profile, server).items() if name != "profile"}
+    return connect(Profile.named(profile).overridden(**settings), home)
 
 
 def build(job: Any, home: Path | str) -> Run:

@@ -14,9 +14,11 @@ from pydantic import TypeAdapter
 
 from overnight.answers.lines import read_result
 from overnight.answers.readers import answer_reader
-from overnight.errors import BatchHeld, InvalidRequests, JobError
+from overnight.errors import BatchHeld, InvalidRequests, JobError, LedgerError, ReplyLost
 from overnight.job.answer import Answer
 from overnight.job.profiles import Profile
+from overnight.ledger.states import State
+from overnight.providers import inline
 from overnight.providers.adoption import may_be_of
 from overnight.providers.connect import connect
 from overnight.providers.dialects.anthropic import ANTHROPIC, MAX_TOKENS, params_of, request
@@ -25,27 +27,23 @@ from overnight.providers.replies import RemoteBatch
 from tasks.doctor import Examination
 from tasks.recover import recover
 from tests.conftest import MakeJob, ProviderProcess
-from tests.steps import advance, build, finish, run_job, without_ledger
-from tests.test_dialects import provider_of
+from tests.steps import advance, build, connected, finish, provider_of, run_job, without_ledger
+
+pytestmark = pytest.mark.usefixtures("dialect_key")
 
 PIXEL = "iVBORw0KGgo="
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False}
 TOOL = {"name": "look", "description": "Looks.", "parameters": SCHEMA, "strict": True}
 HI = [{"role": "user", "content": "hi"}]
+LINE = {"custom_id": "a", "url": "/v1/chat/completions", "body": {"model": "m", "messages": HI}}
 CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"a": "x"}'}}
+CACHE = {"type": "ephemeral", "ttl": "1h"}
 LOST = {"call": "create", "status": 500, "effect": True}
-
-
-@pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OVERNIGHT_KEY_DIALECT", "secret")
 
 
 @pytest.fixture
 def provider(provider_server: ProviderProcess, tmp_path: Path) -> InlineProvider:
-    provider_server.order(key="secret")
-    profile = Profile.named("anthropic").overridden(base_url=provider_server.base_url)
-    found = connect(profile.overridden(api_key_env="OVERNIGHT_KEY_DIALECT"), tmp_path)
+    found = connected("anthropic", provider_server, tmp_path)
     assert isinstance(found, InlineProvider)
     return found
 
@@ -56,6 +54,11 @@ SAID = [
      {"messages": HI, "max_tokens": 5, "temperature": 0, "top_k": 3, "thinking": {"type": "disabled"}}),
     ({"messages": [{"role": "system", "content": "Be brief."}, *HI], "stop": "END"},
      {"system": [{"type": "text", "text": "Be brief."}], "messages": HI, "max_tokens": MAX_TOKENS, "stop_sequences": ["END"]}),
+    ({"messages": [{"role": "system", "content": [{"type": "text", "text": "Be brief.", "cache_control": CACHE}]},
+                   {"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": CACHE}]}]},
+     {"system": [{"type": "text", "text": "Be brief.", "cache_control": CACHE}],
+      "messages": [{"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": CACHE}]}],
+      "max_tokens": MAX_TOKENS}),
     ({"messages": [{"role": "user", "content": [
         {"type": "text", "text": "what?"},
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}", "detail": "low"}},
@@ -88,8 +91,7 @@ SAID = [
 def test_a_completions_body_is_said_as_a_message_and_anthropics_own_types_take_it(
     body: dict[str, Any], params: dict[str, Any]
 ) -> None:
-    line = {"custom_id": "a", "url": "/v1/chat/completions", "body": {"model": "m", **body}}
-    said = request(json.dumps(line).encode())
+    said = request(json.dumps(LINE | {"body": {"model": "m", **body}}).encode())
     assert said == {"custom_id": "a", "params": {"model": "m", **params}}
     TypeAdapter(Request).validate_python(said, strict=False)
 
@@ -211,13 +213,39 @@ def test_batches_are_read_in_openais_words(reply: Any, batch: RemoteBatch | None
         (RemoteBatch("b", "in_progress", total=4, created_at=1000.0), False),
         (RemoteBatch("known", "in_progress", total=3, created_at=1000.0), False),
         (RemoteBatch("b", "in_progress", total=3, created_at=600.0), False),
-        (RemoteBatch("b", "in_progress", total=3, created_at=1450.0), True),
-        (RemoteBatch("b", "in_progress", total=3, created_at=1600.0), False),
+        (RemoteBatch("b", "in_progress", total=3, created_at=9450.0), True),
+        (RemoteBatch("b", "in_progress", total=3, created_at=9600.0), False),
     ],
     ids=["it may", "nothing is told", "another count", "another attempt's", "before", "the call took long", "after"],
 )
 def test_a_batch_may_be_of_an_attempt_by_its_count_and_its_time(batch: RemoteBatch, may: bool) -> None:
-    assert may_be_of(batch, requests=3, creating_at=1000.0, patience=200.0, known={"known"}) is may
+    assert may_be_of(batch, requests=3, first=1000.0, last=9200.0, known={"known"}) is may
+
+
+def test_a_create_call_that_takes_too_long_is_broken_off_and_its_reply_lost(
+    provider: InlineProvider, provider_server: ProviderProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a while another process looks for its batch and creates it anew: by then it may not be sent any more."""
+    monkeypatch.setattr(inline, "SECONDS", -1)
+    monkeypatch.setattr(inline, "SECONDS_PER_MB", -1)
+    (path := tmp_path / "a.jsonl").write_bytes(json.dumps(LINE).encode())
+    with provider, pytest.raises(ReplyLost, match="were not sent within"):
+        provider.create("a", "/v1/chat/completions", {}, requests=path)
+    assert provider_server.books()["batches"] == []
+
+
+def test_what_is_sent_after_a_restart_is_what_was_planned(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    provider = provider_of("anthropic", provider_server)
+    run = build(make_job(["a"], provider=provider), tmp_path / "home")
+    (shard,) = run.ledger.shards("texts")
+    run.ledger.move(run.ledger.start_attempt(shard.id, time.time()), State.UPLOADED, file_id="0001-0000.jsonl")
+    path = run.folder.requests / shard.file_name
+    path.write_bytes(path.read_bytes().replace(b'"a"', b'"b"'))
+    with pytest.raises(LedgerError, match="not as it was planned"):
+        advance(run)
+    assert provider_server.books()["batches"] == []
 
 
 def a_strangers_batch(server: ProviderProcess, requests: int) -> str:

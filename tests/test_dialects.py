@@ -13,66 +13,53 @@ from mistralai.client import Mistral
 
 from overnight.errors import Unauthorized
 from overnight.job.profiles import Profile
-from overnight.providers.connect import connect
 from overnight.providers.dialects.mistral import MISTRAL, _hours
 from overnight.providers.provider import Provider
 from overnight.providers.replies import RemoteBatch, RemoteError
 from tests.cases import Case, check_case
 from tests.conftest import MakeJob, ProviderProcess
-from tests.steps import build, finish, run_job
+from tests.steps import build, connected, finish, provider_of, run_job
 from tests.test_failure_modes import FAILURES
 
+pytestmark = pytest.mark.usefixtures("dialect_key")
+
 DIALECTS = ("openai", "mistral", "anthropic", "gemini")
-LINES_ARE_NAMED = "failure 10: one line fails validation"
-"""Mistral's errors of a batch tell no line."""
-DEVIATIONS = ("failure 15", LINES_ARE_NAMED, "failure 10: all lines")
 
 
-def provider_of(profile: str, server: ProviderProcess) -> dict[str, Any]:
-    return {"profile": profile, "base_url": server.base_url, "api_key_env": "OVERNIGHT_KEY_DIALECT"}
+LACKING = {
+    "mistral": (
+        "failure 15",
+        "failure 10: one line fails validation",  # its errors of a batch tell no line
+        "failure 10: all lines",
+    ),
+    "anthropic": (
+        "failure 01: a batch without failures",  # its errors have types, no statuses
+        "failure 09", "failure 16",  # no file is uploaded
+        "failure 07", "failure 10", "failure 15",  # a batch is never failed as a whole
+        "failure 05: failed", "failure 05: a full queue", "failure 14: the result file is not there for long",
+    ),
+    "gemini": (
+        "failure 02: the answers stand", "failure 10", "failure 15",  # errors stand beside the answers
+        "failure 05: expired", "failure 05: an expired", "failure 05: cancelled",  # an end without results, see there
+        "failure 11: a download without a length",  # nothing tells how long a result file is, where HTTP does not
+    ),
+}  # fmt: skip
+"""Faults that a dialect cannot have."""
 
 
-@pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OVERNIGHT_KEY_DIALECT", "secret")
-
-
-@pytest.mark.parametrize("one", [one for one in FAILURES if not str(one.id).startswith(DEVIATIONS)])
-def test_mistral_loses_no_row_and_pays_for_none_twice(
-    one: Case, make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+@pytest.mark.parametrize(
+    ("profile", "one"),
+    [
+        pytest.param(profile, *one.values, id=f"{profile}: {one.id}")
+        for profile, lacking in LACKING.items()
+        for one in FAILURES
+        if not str(one.id).startswith(lacking)
+    ],
+)
+def test_no_dialect_loses_a_row_or_pays_for_one_twice(
+    profile: str, one: Case, make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
 ) -> None:
-    job = one.job | {"provider": provider_of("mistral", provider_server)}
-    check_case(replace(one, job=job), make_job, tmp_path, provider_server)
-
-
-WITHOUT_FILES = (
-    "failure 01: a batch without failures",  # its errors have types, no statuses
-    "failure 09", "failure 16",  # no file is uploaded
-    "failure 07", "failure 10", "failure 15",  # a batch is never failed as a whole
-    "failure 05: failed", "failure 05: a full queue", "failure 14: the result file is not there for long",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("one", [one for one in FAILURES if not str(one.id).startswith(WITHOUT_FILES)])
-def test_anthropic_loses_no_row_and_pays_for_none_twice(
-    one: Case, make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
-) -> None:
-    job = one.job | {"provider": provider_of("anthropic", provider_server)}
-    check_case(replace(one, job=job), make_job, tmp_path, provider_server)
-
-
-ONE_FILE = (
-    "failure 02: the answers stand", "failure 10", "failure 15",  # errors stand beside the answers
-    "failure 05: expired", "failure 05: an expired", "failure 05: cancelled",  # an end without results, see below
-    "failure 11: a download without a length",  # nothing tells how long a result file is, where HTTP does not
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("one", [one for one in FAILURES if not str(one.id).startswith(ONE_FILE)])
-def test_gemini_loses_no_row_and_pays_for_none_twice(
-    one: Case, make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
-) -> None:
-    job = one.job | {"provider": provider_of("gemini", provider_server)}
+    job = one.job | {"provider": provider_of(profile, provider_server)}
     check_case(replace(one, job=job), make_job, tmp_path, provider_server)
 
 
@@ -99,8 +86,7 @@ def test_a_key_that_a_server_echoes_is_in_no_error(
 ) -> None:
     echo = {"error": {"message": "the key secret is wrong", "type": "permission_error"}}
     provider_server.order(faults=[{"call": call, "status": 403, "body": echo, "times": 9}])
-    named = Profile.named(profile).overridden(**provider_of(profile, provider_server) | {"profile": None})
-    with connect(named, tmp_path) as provider:
+    with connected(profile, provider_server, tmp_path) as provider:
         file_id = "files/x" if profile == "gemini" else "x"
         calls: dict[str, Callable[[], Any]] = {
             "list": lambda: list(provider.batches()),
@@ -147,7 +133,7 @@ def test_mistrals_jobs_are_read_with_suspicion(reply: Any, batch: RemoteBatch | 
 def test_all_pages_of_jobs_and_files_are_listed(
     provider_server: ProviderProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("overnight.providers.provider._PAGE", 5)
+    monkeypatch.setattr("overnight.providers.pages._PAGE", 5)
     profile = Profile.named("mistral").overridden(base_url=provider_server.base_url)
     (tmp_path / "a.jsonl").write_text('{"custom_id": "a", "body": {"messages": []}}\n')
     with Provider(profile, "secret") as provider:

@@ -14,7 +14,6 @@ from overnight.answers.lines import read_result
 from overnight.answers.readers import answer_reader
 from overnight.errors import ProviderUnavailable, QueueFull
 from overnight.job.answer import Answer
-from overnight.job.profiles import Profile
 from overnight.providers.connect import connect
 from overnight.providers.dialects.gemini import GEMINI, read_file
 from overnight.providers.google import GoogleProvider
@@ -22,8 +21,9 @@ from overnight.providers.replies import RemoteBatch, RemoteError, RemoteFile
 from tasks.doctor import Examination
 from tasks.recover import recover
 from tests.conftest import MakeJob, ProviderProcess
-from tests.steps import advance, build, finish, run_job, without_ledger
-from tests.test_dialects import provider_of
+from tests.steps import advance, build, connected, finish, provider_of, run_job, without_ledger
+
+pytestmark = pytest.mark.usefixtures("dialect_key")
 
 MARKS = {"overnight_job": "j", "overnight_attempt": "ab12", "overnight_shard": "cd34"}
 EXHAUSTED = {
@@ -32,16 +32,9 @@ EXHAUSTED = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OVERNIGHT_KEY_DIALECT", "secret")
-
-
 @pytest.fixture
 def provider(provider_server: ProviderProcess, tmp_path: Path) -> GoogleProvider:
-    provider_server.order(key="secret")
-    profile = Profile.named("gemini").overridden(base_url=provider_server.base_url)
-    found = connect(profile.overridden(api_key_env="OVERNIGHT_KEY_DIALECT"), tmp_path)
+    found = connected("gemini", provider_server, tmp_path)
     assert isinstance(found, GoogleProvider)
     return found
 
@@ -62,11 +55,11 @@ def requests(tmp_path: Path) -> Path:
         ("<html>", None),
         ({"done": True}, None),
         ({"name": "batches/b"}, RemoteBatch("batches/b", "unknown")),
-        ({"name": "batches/b", "metadata": {"state": "BATCH_STATE_PARTIALLY_SUCCEEDED", "displayName": "overnight-ab12-cd34",
+        ({"name": "batches/b", "metadata": {"state": "BATCH_STATE_PARTIALLY_SUCCEEDED", "displayName": "overnight-ab12-cd34-a-job",
           "batchStats": {"requestCount": "5", "successfulRequestCount": "3"}, "inputConfig": {"fileName": "files/f"},
           "output": {"responsesFile": "files/o"}, "createTime": "2026-11-27T00:00:00.5Z"}},
          RemoteBatch("batches/b", "completed", "files/f", "files/o", None, 3, 0, 5, 1795737600.5,
-                     metadata={"overnight_attempt": "ab12", "overnight_shard": "cd34"})),
+                     metadata=MARKS | {"overnight_job": "a-job"})),
         ({"name": "batches/b", "metadata": {"state": "JOB_STATE_SUCCEEDED", "displayName": "somebody's"},
           "response": {"responsesFile": "files/o"}}, RemoteBatch("batches/b", "completed", None, "files/o")),
         ({"name": "batches/b", "metadata": {"state": "BATCH_STATE_FAILED"}, "error": {"code": 3, "message": "bad file"}},
@@ -116,7 +109,7 @@ def test_a_batch_is_known_again_by_its_display_name(provider: GoogleProvider, re
         assert [one.id for one in provider.files()] == [file.id]
         made = provider.create(file.id, "/v1/chat/completions", MARKS, model="models/gemini-x")
         (listed,) = provider.batches()
-        assert listed.metadata == {"overnight_attempt": "ab12", "overnight_shard": "cd34"}
+        assert listed.metadata == MARKS
         assert (listed.id, listed.input_file_id) == (made.id, file.id)
         provider.delete(file.id)
         provider.delete(file.id)
@@ -124,7 +117,7 @@ def test_a_batch_is_known_again_by_its_display_name(provider: GoogleProvider, re
 
 
 def test_all_pages_are_listed(provider: GoogleProvider, requests: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("overnight.providers.provider._PAGE", 2)
+    monkeypatch.setattr("overnight.providers.pages._PAGE", 2)
     with provider:
         files = [provider.upload(requests, f"{n}.jsonl").id for n in range(5)]
         made = [provider.create(files[0], "/v1/chat/completions", MARKS, model="m").id for _ in range(4)]
@@ -173,7 +166,10 @@ def test_a_lost_ledger_is_recovered_by_the_display_names(
     advance(build(job, tmp_path / "home"), patience=0)
     run = without_ledger(job, tmp_path / "home")
     with connect(run.job.profile, run.home) as provider:
-        assert recover(run, provider).batches == 3
+        (another := tmp_path / "another.jsonl").write_text('{"custom_id": "a", "body": {"messages": []}}\n')
+        provider.create(provider.upload(another).id, "/v1/chat/completions", MARKS, model="m")
+        found = recover(run, provider)
+        assert (found.batches, found.without_file) == (3, 0)
     assert finish(build(job, run.home)).statuses == {"succeeded": 5}
     assert set(provider_server.books()["billed"].values()) == {1}
 
@@ -183,6 +179,8 @@ def test_a_doctor_finds_all_that_a_job_needs(provider: GoogleProvider) -> None:
         examination = Examination(provider)
         examination.run()
     assert [(check.what, check.detail) for check in examination.checks if not check.passed] == []
+    told = {check.what: check.detail for check in examination.checks}
+    assert told["it is listed, with its metadata"] == "a lost reply is found again by its metadata"
 
 
 def test_googles_own_client_understands_the_test_server(

@@ -125,10 +125,10 @@ def staged_problems(staging: Path, build: Build, profile: Profile) -> list[Probl
 
 def _unsayable(name: str, lines: Iterable[bytes], profile: Profile) -> Iterator[Problem]:
     """What the provider's dialect has no words for: each thing once, where it stands first; all lines may have it."""
-    if (dialect := dialect_of(profile)).body is None:
+    if (refused := dialect_of(profile).refused) is None:
         return
     told = set[str]()
     for number, line in enumerate(lines, 1):
-        if (why := dialect.refused(line)) is not None and why not in told:
+        if (why := refused(line)) is not None and why not in told:
             told.add(why)
             yield Problem(f"{name}:{number}", why)

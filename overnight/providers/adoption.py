@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from uuid import NAMESPACE_OID, uuid5
 
 from overnight.errors import BatchHeld, ProviderError, Transient, Unauthorized
-from overnight.ledger.records import Batch
+from overnight.ledger.records import Batch, NewShard
 from overnight.ledger.request_files import request_file
 from overnight.ledger.run import Run, all_shards
 from overnight.providers.inline import InlineProvider
@@ -82,7 +82,7 @@ def listed_batches(run: Run, provider: Provider, batch: Batch) -> list[RemoteBat
         ProviderUnavailable: the listing is not complete.
         BatchHeld: one that is at work may be of it, and only its results will tell.
     """
-    since = (batch.creating_at or 0) - 3600
+    since = batch.started_at - 3600  # an attempt's first create call may have been answered to nobody, too
     if isinstance(provider, InlineProvider):
         return _proven(run, provider, batch, provider.batches(since))
     attempts = [b for shard in run.ledger.shards(run.job.name) for b in shard.batches if b.id != batch.id]
@@ -90,20 +90,20 @@ def listed_batches(run: Run, provider: Provider, batch: Batch) -> list[RemoteBat
     return batches_of(batch, provider.batches(since), known)
 
 
-def may_be_of(remote: RemoteBatch, requests: int, creating_at: float, patience: float, known: set[str]) -> bool:
+def may_be_of(remote: RemoteBatch, requests: int, first: float, last: float, known: set[str]) -> bool:
     """Whether a batch that carries no mark of ours may be of an attempt.
 
     Args:
         remote: as it is listed.
         requests: of the attempt's shard: a batch has as many.
-        creating_at: when its create call was begun, by our clock.
-        patience: how long the call may take, in seconds.
+        first: before its first create call, by our clock.
+        last: after which its last one was no longer under way.
         known: batches that belong to other attempts.
     """
     if remote.id in known or remote.total not in (None, requests):
         return False
     made = remote.created_at
-    return made is None or creating_at - CLOCKS_SECONDS <= made <= creating_at + patience + CLOCKS_SECONDS
+    return made is None or first - CLOCKS_SECONDS <= made <= last + CLOCKS_SECONDS
 
 
 def _proven(run: Run, provider: InlineProvider, batch: Batch, listed: Iterable[RemoteBatch]) -> list[RemoteBatch]:
@@ -114,8 +114,8 @@ def _proven(run: Run, provider: InlineProvider, batch: Batch, listed: Iterable[R
     """
     shard = run.ledger.shard(batch.shard_id)
     known = {one.batch_id for other in all_shards(run.home) for one in other.batches if one.batch_id}
-    patience = run.job.profile.lost_reply_seconds
-    seen = [one for one in listed if may_be_of(one, shard.requests, batch.creating_at or 0, patience, known)]
+    last = (batch.creating_at or 0) + run.job.profile.lost_reply_seconds
+    seen = [one for one in listed if may_be_of(one, shard.requests, batch.started_at, last, known)]
     found = [provider.retrieve(one.id) for one in seen[::-1]]
     if not found:
         return []
@@ -133,9 +133,9 @@ def _proven(run: Run, provider: InlineProvider, batch: Batch, listed: Iterable[R
 
 def marked_by_results(
     provider: InlineProvider,
-    listed: Iterable[RemoteBatch],
+    listed: Sequence[RemoteBatch],
     job: str,
-    files: Mapping[str, Path],
+    files: Sequence[tuple[NewShard, Path]],
     known: Mapping[str, str],
 ) -> Iterator[RemoteBatch]:
     """A listing in which the batches of a job carry marks as others' metadata does, taken from their results.
@@ -144,31 +144,34 @@ def marked_by_results(
         provider: whose batches carry none.
         listed: its batches.
         job: its name.
-        files: request files that may have been sent, by the keys of their shards.
+        files: shards that may have been sent, and their request files.
         known: tokens of the ledger's attempts, by the ids of their batches.
 
     Raises:
         BatchHeld: one with as many requests as a file has is at work.
     """
-    ids = {key: frozenset(custom_ids(path)) for key, path in files.items()}
+    sizes = {shard.requests for shard, _ in files}
+    firsts: dict[str, str | None] = {}
     for remote in listed:
-        if remote.id in known:
-            yield replace(remote, metadata={"overnight_job": job, "overnight_attempt": known[remote.id]})
-            continue
-        same = [key for key, requests in ids.items() if remote.total in (None, len(requests))]
-        if not same:
-            yield remote
+        if remote.id in known or (remote.total is not None and remote.total not in sizes):
             continue
         if not remote.output_file_id:
             raise BatchHeld(f"{remote.id} is at work, and may be a batch of {job}: its first result will tell")
-        first = provider.first_custom_id(remote.id)
-        key = next((one for one in same if first in ids[one]), None)
-        marks = {
-            "overnight_job": job,
-            "overnight_shard": key or "",
-            "overnight_attempt": uuid5(NAMESPACE_OID, remote.id).hex,
-        }
-        yield replace(remote, metadata=marks) if key is not None else remote
+        firsts[remote.id] = provider.first_custom_id(remote.id)
+    wanted = set(firsts.values())
+    keys: dict[tuple[str, int | None], str] = {}
+    for shard, path in files:
+        for custom_id in custom_ids(path):
+            if custom_id in wanted:  # a request that was sent again stands in several
+                keys.setdefault((custom_id, shard.requests), shard.key)
+                keys.setdefault((custom_id, None), shard.key)
+    for remote in listed:
+        token, key = known.get(remote.id), keys.get((firsts.get(remote.id) or "", remote.total))
+        if token is None and key is not None:
+            token = uuid5(NAMESPACE_OID, remote.id).hex
+        marks = {"overnight_job": job, "overnight_shard": key, "overnight_attempt": token}
+        told = {name: value for name, value in marks.items() if value is not None}
+        yield replace(remote, metadata=told) if token is not None else remote
 
 
 def cancel_extras(provider: Provider, extras: Iterable[RemoteBatch]) -> None:

@@ -13,7 +13,7 @@ from overnight.errors import NotFound, ProviderUnavailable
 from overnight.providers.dialects.dialect import Order
 from overnight.providers.dialects.gemini import read_file
 from overnight.providers.download import receive
-from overnight.providers.provider import UPLOAD_SECONDS_PER_MB, Provider, arrived
+from overnight.providers.provider import UPLOAD_SECONDS_PER_MB, Provider, arrived, check_time, posted
 from overnight.providers.replies import RemoteFile
 
 
@@ -25,9 +25,11 @@ class GoogleProvider(Provider):
     def _path(self, batch_id: str) -> str:
         return f"/{quote(batch_id, safe='/')}"
 
-    def _ordered(self, once: openai.OpenAI, order: Order, requests: Path | None, until: float) -> Any:  # noqa: ARG002 - for who has no files
+    def _ordered(self, once: openai.OpenAI, order: Order, until: float) -> Any:
         model = quote(order.model.removeprefix("models/"), safe="")
-        return once.post(f"/models/{model}:batchGenerateContent", cast_to=object, body=self.dialect.order(order))
+        check_time(until)
+        body = b"".join(self.dialect.order(order))
+        return posted(once, f"/models/{model}:batchGenerateContent", body, len(body))
 
     def upload(self, path: Path, name: str | None = None) -> RemoteFile:
         """Uploads a request file: an address is asked for, and takes the bytes. Costs nothing."""

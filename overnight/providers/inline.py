@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx2
 import openai
@@ -14,13 +15,15 @@ import openai
 from overnight.errors import ProviderUnavailable
 from overnight.providers.dialects.dialect import Order
 from overnight.providers.download import receive
-from overnight.providers.provider import Provider, check_time
+from overnight.providers.provider import Provider, check_time, posted
 from overnight.providers.replies import RemoteFile
 from overnight.rows.lines import custom_id_of
 
-_SECONDS_PER_MB = 4
+SECONDS_PER_MB = 4
 """A time limit that 200 MB over a home line keep; a lost reply is looked for longer (`lost_reply_seconds`)."""
-_SECONDS = 120
+SECONDS = 120
+"""For a small body, and for the reply to any."""
+_PIECE = 1 << 20
 
 
 class InlineProvider(Provider):
@@ -30,21 +33,15 @@ class InlineProvider(Provider):
         """Nothing is sent before the create call."""
         return RemoteFile(name or path.name, name, path.stat().st_size, ready=True)
 
-    def _ordered(self, once: openai.OpenAI, order: Order, requests: Path | None, until: float) -> Any:  # noqa: ARG002 - for who has files
+    def _ordered(self, once: openai.OpenAI, order: Order, until: float) -> Any:
         """Sends the requests, from a file: their size is told before, and they need no memory."""
-        assert requests is not None  # noqa: S101 - `submit` hands it over
-        assert self.dialect.body is not None  # noqa: S101 - of its dialects alone
-        with tempfile.TemporaryFile() as content, requests.open("rb") as lines:
-            for piece in self.dialect.body(lines):
-                content.write(piece)
-            seconds = max(_SECONDS, content.tell() / 1e6 * _SECONDS_PER_MB)
+        with tempfile.TemporaryFile() as content:
+            content.writelines(self.dialect.order(order))
+            size = content.tell()
             content.seek(0)
+            seconds = max(SECONDS, size / 1e6 * SECONDS_PER_MB)
             check_time(until)
-            unhurried = once.with_options(timeout=seconds)
-            return unhurried.post(
-                self.dialect.batches, cast_to=object, content=content,
-                options={"headers": {"Content-Type": "application/json"}},
-            )  # fmt: skip
+            return posted(once, self.dialect.batches, _hurried(content, seconds), size)
 
     def file(self, file_id: str) -> RemoteFile | None:
         """What has only a name is ready."""
@@ -93,3 +90,16 @@ class InlineProvider(Provider):
             return custom_id_of(line.encode())
         except ValueError as error:
             raise ProviderUnavailable(f"the results of {batch_id} cannot be read: {error}") from None
+
+
+def _hurried(content: IO[bytes], seconds: float) -> Iterator[bytes]:
+    """A body in pieces, none of which is sent late: the client's own time limit begins anew with each.
+
+    Raises:
+        WriteTimeout: it took too long; the server has a part of it, and can have made no batch.
+    """
+    until = time.monotonic() + seconds
+    while piece := content.read(_PIECE):
+        if time.monotonic() > until:
+            raise httpx2.WriteTimeout(f"the requests were not sent within {seconds:.0f} s")
+        yield piece

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -35,6 +36,7 @@ from overnight.job.profiles import Profile, require_batch_api
 from overnight.providers.dialects import dialect_of
 from overnight.providers.dialects.dialect import Order, Page, bearer
 from overnight.providers.download import is_address, opened_address, receive
+from overnight.providers.pages import pages
 from overnight.providers.replies import (
     RemoteBatch,
     RemoteFile,
@@ -44,11 +46,8 @@ from overnight.providers.replies import (
     refusal,
     remote_file,
 )
+from overnight.providers.sdk_errors import cause_of, never_sent, translated
 
-MAX_LIST_PAGES = 50
-"""5,000 batches: some servers page without end, and a longer listing is reported as incomplete, never as empty."""
-_PAGE = 100
-"""OpenAI's largest page; AIBrix and others refuse more with a 400."""
 UPLOAD_SECONDS_PER_MB = 5
 """A time limit that 200 MB over a home line keep; the SDK's 10 minutes would cut it."""
 _DOWNLOAD_TRIES = 4
@@ -169,7 +168,7 @@ class Provider:
             until: Unix seconds after which the call is not sent any more: a process that was stopped in between does
                 not know what others did meanwhile.
             model: of the requests, where it is one.
-            requests: the file that was uploaded, for a provider that has no files.
+            requests: the file of the requests, for a provider that has no files.
 
         Raises:
             ReplyLost: it may or may not have made a batch, or came too late.
@@ -181,10 +180,9 @@ class Provider:
         # two paid batches. Whether the first made one is asked of the listing instead.
         once = self._client.with_options(max_retries=0, timeout=120)
         window, expires = self.profile.completion_window, self.profile.expires_outputs
-        order = Order(file_id, url, model, metadata, window, expires)
-        check_time(until)
+        order = Order(file_id, url, model, metadata, window, expires, lines_of(requests) if requests else ())
         try:
-            made = self._ordered(once, order, requests, until)
+            made = self._ordered(once, order, until)
         except openai.APIStatusError as error:
             if error.status_code >= 500 or error.status_code in (408, 409):
                 raise ReplyLost(f"the create call was answered with HTTP {error.status_code}") from None
@@ -193,9 +191,9 @@ class Provider:
                 raise FileNotThere(refused.message) from None
             raise refused from None
         except openai.APIConnectionError as error:
-            if _never_sent(error):
+            if never_sent(error):
                 raise self._refused(error, "create batch") from None
-            raise ReplyLost(f"the create call got no answer: {_cause(error)}") from None
+            raise ReplyLost(f"the create call got no answer: {cause_of(error)}") from None
         except openai.OpenAIError as error:
             raise ReplyLost(f"the create call's answer cannot be read: {error}") from None
         batch = self.dialect.read(made)
@@ -203,9 +201,11 @@ class Provider:
             raise ReplyLost("the create call was answered without a batch id")
         return batch
 
-    def _ordered(self, once: openai.OpenAI, order: Order, requests: Path | None, until: float) -> Any:  # noqa: ARG002 - for who has no files
+    def _ordered(self, once: openai.OpenAI, order: Order, until: float) -> Any:
         """The create call itself."""
-        return once.post(self.dialect.batches, cast_to=object, body=self.dialect.order(order))
+        check_time(until)
+        body = b"".join(self.dialect.order(order))
+        return posted(once, self.dialect.batches, body, len(body))
 
     def retrieve(self, batch_id: str) -> RemoteBatch:
         """Looks at one batch."""
@@ -221,35 +221,17 @@ class Provider:
     def batches(self, since: float = 0) -> Iterator[RemoteBatch]:
         """The batches of the account, newest first as providers list them.
 
-        Stops when a page repeats an id: servers that ignore `after` would be listed for ever.
-
         Args:
             since: Unix seconds; a page of older batches, in order, ends the listing.
 
         Raises:
-            ProviderUnavailable: a page cannot be read, or there are more than `MAX_LIST_PAGES`: the listing is not
-                complete, and nothing may be concluded from it.
+            ProviderUnavailable: the listing is not complete, and nothing may be concluded from it.
         """
-        seen: set[str] = set()
-        after: str | None = None
-        for number in range(MAX_LIST_PAGES):
-            asked = Page(number, _PAGE, after)
-            page = self._page(self.dialect.batches, asked)
-            if page is None:
-                raise ProviderUnavailable("the list of batches cannot be read")
-            entries = self.dialect.entries(page)
-            found = [batch for batch in map(self.dialect.read, entries) if batch is not None]
-            if len(found) < len(entries):
-                raise ProviderUnavailable("the list of batches has entries that cannot be read")
-            fresh = [batch for batch in found if batch.id not in seen]  # entries shift where one is made meanwhile
-            if not fresh and (found or not self.dialect.token(page, "")):
+        ask = partial(self._page, self.dialect.batches)
+        for found in pages(self.dialect, ask, self.dialect.read, "batches", complete=True):
+            yield from found
+            if found and all_before(found, since):
                 return
-            yield from fresh
-            seen.update(batch.id for batch in fresh)
-            if self.dialect.has_more(page, asked) is False or (found and all_before(found, since)):
-                return
-            after = self.dialect.token(page, found[-1].id if found else "")
-        raise ProviderUnavailable(f"the list of batches goes on after {MAX_LIST_PAGES} pages")
 
     def cancel(self, batch_id: str) -> None:
         """Asks for a batch to be cancelled; one that has ended already stays as it is."""
@@ -302,26 +284,12 @@ class Provider:
         """All files of the account, of any purpose, page by page.
 
         Raises:
-            ProviderError: the provider does not list files, or more than `MAX_LIST_PAGES` of them.
+            ProviderError: the provider does not list files, or without end.
             ProviderUnavailable: a page cannot be read.
         """
-        seen: set[str] = set()
-        after: str | None = None
-        for number in range(MAX_LIST_PAGES):
-            asked = Page(number, _PAGE, after)
-            page = self._page("/files", asked)
-            if page is None:
-                raise ProviderUnavailable("the list of files cannot be read")
-            found = [file for file in map(self.dialect.read_file, self.dialect.entries(page)) if file is not None]
-            fresh = [file for file in found if file.id not in seen]
-            if not fresh and (found or not self.dialect.token(page, "")):
-                return
-            yield from fresh
-            seen.update(file.id for file in fresh)
-            if not self.dialect.has_more(page, asked):
-                return
-            after = self.dialect.token(page, found[-1].id if found else "")
-        raise ProviderError(f"the list of files goes on after {MAX_LIST_PAGES} pages: it cannot be read whole")
+        ask = partial(self._page, "/files")
+        for found in pages(self.dialect, ask, self.dialect.read_file, "files", complete=False):
+            yield from found
 
     def delete(self, file_id: str) -> None:
         """Deletes a file; one that is gone already is fine."""
@@ -338,11 +306,11 @@ class Provider:
         except openai.OpenAIError as error:
             raise self._refused(error, call) from None
         except httpx2.HTTPError as error:
-            raise ProviderUnavailable(f"{call}: {_cause(error)}") from None
+            raise ProviderUnavailable(f"{call}: {cause_of(error)}") from None
 
     def _refused(self, error: openai.OpenAIError, call: str) -> OvernightError:
         """An SDK error as one of ours."""
-        return self._without_key(_translate(error, call, self.address))
+        return self._without_key(translated(error, call, self.address))
 
     def _check(self, reply: httpx2.Response, call: str) -> None:
         """Refuses a reply to a call that went around the SDK, and is not yet read, unless it is a 200."""
@@ -386,6 +354,18 @@ def arrived(file: RemoteFile | None, name: str, size: int) -> RemoteFile:
     return file
 
 
+def posted(once: openai.OpenAI, path: str, content: bytes | Iterator[bytes], size: int) -> Any:
+    """The reply to a call whose body is at hand."""
+    headers = {"Content-Type": "application/json", "Content-Length": str(size)}
+    return once.post(path, cast_to=object, content=content, options={"headers": headers})
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    """The lines of a file, which is opened once somebody asks for them."""
+    with path.open("rb") as lines:
+        yield from lines
+
+
 def check_time(until: float) -> None:
     """Refuses to send a call that comes too late.
 
@@ -404,28 +384,6 @@ def _key_from_environment(profile: Profile) -> str:
     if profile.name == "custom":
         return _NO_KEY
     raise Unauthorized(f"no key for {profile.name}: set the environment variable {profile.api_key_env}")
-
-
-def _translate(error: openai.OpenAIError, call: str, address: str) -> OvernightError:
-    """An SDK error as one of ours; texts of replies are kept short."""
-    if isinstance(error, openai.APIConnectionError):
-        return ProviderUnavailable(f"cannot reach {address} ({call}): {_cause(error)}")
-    if not isinstance(error, openai.APIStatusError):
-        return ProviderUnavailable(f"{call}: {type(error).__name__}")
-    return refusal(error.status_code, error_text(error.body, error.code, error.message), call, address)
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason, without addresses' query strings."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}".split("?")[0][:200]
-
-
-def _never_sent(error: openai.APIConnectionError) -> bool:
-    """The connection was not even opened, so no batch can have been made."""
-    cause = error.__cause__
-    return isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
 
 
 # The SDK's literal types are narrower than what providers take: "batch-api".

@@ -117,7 +117,9 @@ def remote_batch(reply: Any) -> RemoteBatch | None:
     if not isinstance(fields.get("id"), str):
         return None
     counts = fields.get("request_counts")
-    count: Callable[[str], int | None] = lambda name: _whole(counts.get(name)) if isinstance(counts, dict) else None  # noqa: E731
+    count: Callable[[str], int | None] = lambda name: (  # noqa: E731 - where there are counts at all
+        whole_number(counts.get(name)) if isinstance(counts, dict) else None
+    )
     metadata = fields.get("metadata")
     created = fields.get("created_at")
     return RemoteBatch(
@@ -143,10 +145,11 @@ def remote_file(reply: Any) -> RemoteFile | None:
     ready = str(fields.get("status")).lower() not in _NOT_READY
     created = fields.get("created_at")
     made = float(created) if isinstance(created, int | float) else None
-    return RemoteFile(fields["id"], fields.get("filename"), _whole(fields.get("bytes")), ready, made)
+    return RemoteFile(fields["id"], fields.get("filename"), whole_number(fields.get("bytes")), ready, made)
 
 
-def _whole(value: Any) -> int | None:
+def whole_number(value: Any) -> int | None:
+    """A number of a reply; None where something else stands there."""
     return value if isinstance(value, int) else None
 
 
@@ -158,7 +161,7 @@ def _errors(errors: Any) -> Iterator[RemoteError]:
             yield RemoteError(
                 printable(error.get("code") or "error"),
                 printable(error.get("message") or ""),
-                _whole(error.get("line")),
+                whole_number(error.get("line")),
             )
         else:
             yield RemoteError("error", printable(error), None)

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from overnight.errors import JobError
 from overnight.job.task import CHAT
-from overnight.providers.dialects.dialect import Dialect, Order, Page
-from overnight.providers.replies import RemoteBatch
+from overnight.providers.dialects.dialect import Dialect, Order, Page, seconds_of
+from overnight.providers.replies import RemoteBatch, whole_number
 
 MAX_TOKENS = 4096
 """Of an answer where the job sets no `max_tokens`, which a message has to have."""
@@ -77,7 +76,7 @@ def _conversation(messages: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             case "system" | "developer":
                 if turns:
                     raise JobError("anthropic's messages have their system text first, not between others")
-                system += [{"type": "text", "text": text} for text in _texts(one["content"])]
+                system += _system(one["content"])
             case "user":
                 turns.append({"role": "user", "content": _content(one["content"])})
             case "assistant":
@@ -94,12 +93,12 @@ def _conversation(messages: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return ({"system": system} if system else {}) | {"messages": turns}
 
 
-def _texts(content: Any) -> list[str]:
+def _system(content: Any) -> list[dict[str, Any]]:
     if isinstance(content, str):
-        return [content]
+        return [{"type": "text", "text": content}]
     if any(part.get("type") != "text" for part in content):
         raise JobError("anthropic's system text takes no images or files")
-    return [part["text"] for part in content]
+    return [_block(part) for part in content]
 
 
 def _content(content: Any) -> Any:
@@ -107,6 +106,11 @@ def _content(content: Any) -> Any:
 
 
 def _block(part: Mapping[str, Any]) -> dict[str, Any]:
+    cached = {"cache_control": part["cache_control"]} if part.get("cache_control") else {}
+    return _said_part(part) | cached
+
+
+def _said_part(part: Mapping[str, Any]) -> dict[str, Any]:
     match part:
         case {"type": "text", "text": text}:
             return {"type": "text", "text": text}
@@ -173,10 +177,10 @@ def _format(asked: Any) -> dict[str, Any]:
             raise JobError(f"anthropic's messages have no response_format of type {asked.get('type')!r}")
 
 
-def _body(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The body of a create call, in pieces."""
+def _order(order: Order) -> Iterator[bytes]:
+    """The requests themselves."""
     between = b'{"requests":['
-    for line in lines:
+    for line in order.lines:
         yield between + _encode(request(line))
         between = b","
     yield b"]}" if between == b"," else b'{"requests":[]}'
@@ -195,7 +199,7 @@ def _refused(line: bytes) -> str | None:
 def _read(reply: Any) -> RemoteBatch | None:
     if not isinstance(reply, dict) or not isinstance(reply.get("id"), str):
         return None
-    counts = {name: _whole(value) for name, value in (reply.get("request_counts") or {}).items()}
+    counts = {name: whole_number(value) or 0 for name, value in (reply.get("request_counts") or {}).items()}
     return RemoteBatch(
         id=reply["id"],
         status=_status(reply, counts),
@@ -203,7 +207,7 @@ def _read(reply: Any) -> RemoteBatch | None:
         done=counts.get("succeeded"),
         failed=counts.get("errored"),
         total=sum(counts.values()) or None,
-        created_at=_seconds(reply.get("created_at")),
+        created_at=seconds_of(reply.get("created_at")),
     )
 
 
@@ -222,23 +226,8 @@ def _status(reply: Mapping[str, Any], counts: Mapping[str, int]) -> str:
             return str(other or "unknown").lower()
 
 
-def _whole(value: Any) -> int:
-    return value if isinstance(value, int) else 0
-
-
-def _seconds(stamp: Any) -> float | None:
-    try:
-        return datetime.fromisoformat(stamp).timestamp()
-    except (TypeError, ValueError):
-        return None
-
-
 def _headers(key: str) -> dict[str, str]:
     return {"x-api-key": key, "anthropic-version": "2023-06-01"}
-
-
-def _order(_order: Order) -> dict[str, Any]:
-    raise NotImplementedError  # the requests are the order: `body`
 
 
 def _page(page: Page) -> dict[str, str | int]:
@@ -250,6 +239,4 @@ def _has_more(reply: Mapping[str, Any], _page: Page) -> bool | None:
     return told if isinstance(told, bool) else None
 
 
-ANTHROPIC = Dialect(
-    "/messages/batches", _order, _page, _read, _has_more, headers=_headers, body=_body, refused=_refused
-)
+ANTHROPIC = Dialect("/messages/batches", _order, _page, _read, _has_more, headers=_headers, refused=_refused)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
+
+import msgspec
 
 from overnight.providers.replies import RemoteBatch, RemoteFile, remote_file
 
@@ -24,6 +27,8 @@ class Order(NamedTuple):
     """How long it may take, such as `24h`."""
     expires_outputs: bool
     """Whether to say how long result files are to be kept."""
+    lines: Iterable[bytes] = ()
+    """The requests themselves, for a dialect that takes no files."""
 
 
 class Page(NamedTuple):
@@ -51,8 +56,17 @@ def _last_id(_reply: Mapping[str, Any], last: str) -> str | None:
     return last
 
 
-def _nothing(_line: bytes) -> None:
-    """Whatever OpenAI's lines can say may be sent."""
+def said(body: Mapping[str, Any]) -> Iterator[bytes]:
+    """A small body, in one piece."""
+    yield msgspec.json.encode(body)
+
+
+def seconds_of(stamp: Any) -> float | None:
+    """A time such as `2026-11-27T06:00:00Z` in Unix seconds; None where it is none."""
+    try:
+        return datetime.fromisoformat(stamp).timestamp()
+    except (TypeError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -61,8 +75,8 @@ class Dialect:
 
     batches: str
     """The path of batches below the provider's address; `{path}/{id}` is one, and `{path}/{id}/cancel` ends it."""
-    order: Callable[[Order], dict[str, Any]]
-    """The body of a create call for an uploaded file."""
+    order: Callable[[Order], Iterator[bytes]]
+    """The body of a create call, in pieces."""
     page: Callable[[Page], dict[str, str | int]]
     """The query of a page, of batches and of files alike."""
     read: Callable[[Any], RemoteBatch | None]
@@ -77,8 +91,5 @@ class Dialect:
     """A reply as a file; None where it is not one."""
     headers: Callable[[str], Mapping[str, str]] = bearer
     """Those that carry the key."""
-    body: Callable[[Iterable[bytes]], Iterator[bytes]] | None = None
-    """The body of a create call that carries the requests themselves, made of the lines of a request file; its results
-    are a stream at `{path}/{id}/results`. None: requests and results are files."""
-    refused: Callable[[bytes], str | None] = _nothing
-    """What in a line of a request file this dialect cannot say."""
+    refused: Callable[[bytes], str | None] | None = None
+    """What in a line of a request file this dialect cannot say. None: it takes OpenAI's lines as they are."""

@@ -7,21 +7,21 @@ Sources: ai.google.dev/api/batch-api and its guide (states, `displayName`, `batc
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from overnight.providers.dialects.dialect import Dialect, Order, Page
+from overnight.providers.dialects.dialect import Dialect, Order, Page, said, seconds_of
 from overnight.providers.replies import RemoteBatch, RemoteError, RemoteFile, status_word
 from overnight.text import printable
 
-_NAME = re.compile(r"overnight-([0-9a-f]+)-([0-9a-f]+)")
-"""A batch's display name: the attempt's token and the shard's key. It has no metadata."""
+_NAME = re.compile(r"overnight-([0-9a-f]+)-([0-9a-f]+)-(.+)")
+"""A batch's display name: the attempt's token, the shard's key, and the job. It has no metadata."""
+_MARKS = ("overnight_attempt", "overnight_shard", "overnight_job")
 
 
-def _order(order: Order) -> dict[str, Any]:
-    name = f"overnight-{order.metadata['overnight_attempt']}-{order.metadata['overnight_shard']}"
-    return {"batch": {"displayName": name, "inputConfig": {"fileName": order.file_id}}}
+def _order(order: Order) -> Iterator[bytes]:
+    name = "overnight-{overnight_attempt}-{overnight_shard}-{overnight_job}".format_map(order.metadata)
+    return said({"batch": {"displayName": name, "inputConfig": {"fileName": order.file_id}}})
 
 
 def _page(page: Page) -> dict[str, str | int]:
@@ -58,9 +58,9 @@ def _read(reply: Any) -> RemoteBatch | None:
         done=_count(stats, "successfulRequestCount"),
         failed=_count(stats, "failedRequestCount"),
         total=_count(stats, "requestCount"),
-        created_at=_seconds(about.get("createTime")),
+        created_at=seconds_of(about.get("createTime")),
         errors=(RemoteError(str(error.get("code")), printable(error.get("message") or ""), None),) if error else (),
-        metadata={"overnight_attempt": named[1], "overnight_shard": named[2]} if named else None,
+        metadata=dict(zip(_MARKS, named.groups(), strict=True)) if named else None,
     )
 
 
@@ -76,13 +76,6 @@ def _count(stats: Mapping[str, Any], name: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _seconds(stamp: Any) -> float | None:
-    try:
-        return datetime.fromisoformat(stamp).timestamp()
-    except (TypeError, ValueError):
-        return None
-
-
 def read_file(reply: Any) -> RemoteFile | None:
     """A reply as a file; bare, or under `file` as an upload has it."""
     fields = reply.get("file", reply) if isinstance(reply, dict) else None
@@ -90,7 +83,7 @@ def read_file(reply: Any) -> RemoteFile | None:
         return None
     ready = fields.get("state") not in ("PROCESSING", "STATE_UNSPECIFIED")
     size = str(fields.get("sizeBytes") or "")
-    made = _seconds(fields.get("createTime"))
+    made = seconds_of(fields.get("createTime"))
     return RemoteFile(fields["name"], fields.get("displayName"), int(size) if size.isdigit() else None, ready, made)
 
 

@@ -10,21 +10,21 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from overnight.providers.dialects.dialect import Dialect, Order, Page
-from overnight.providers.replies import RemoteBatch, RemoteError, status_word
+from overnight.providers.dialects.dialect import Dialect, Order, Page, said
+from overnight.providers.replies import RemoteBatch, RemoteError, status_word, whole_number
 from overnight.text import printable
 
 _MOST_HOURS = 24 * 7
 
 
-def _order(order: Order) -> dict[str, Any]:
-    said: dict[str, Any] = {
+def _order(order: Order) -> Iterator[bytes]:
+    body: dict[str, Any] = {
         "input_files": [order.file_id],
         "endpoint": order.url,
         "metadata": dict(order.metadata),
         "timeout_hours": _hours(order.window),
     }
-    return said | ({"model": order.model} if order.model else {})
+    return said(body | ({"model": order.model} if order.model else {}))
 
 
 def _hours(window: str) -> int:
@@ -53,18 +53,13 @@ def _read(reply: Any) -> RemoteBatch | None:
         input_file_id=str(files[0]) if isinstance(files, list) and len(files) == 1 else None,
         output_file_id=reply.get("output_file") or None,
         error_file_id=reply.get("error_file") or None,
-        done=_count(reply, "succeeded_requests"),
-        failed=_count(reply, "failed_requests"),
-        total=_count(reply, "total_requests"),
+        done=whole_number(reply.get("succeeded_requests")),
+        failed=whole_number(reply.get("failed_requests")),
+        total=whole_number(reply.get("total_requests")),
         created_at=float(created) if isinstance(created, int | float) else None,
         errors=tuple(_errors(reply.get("errors"))),
         metadata={str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else None,
     )
-
-
-def _count(reply: Mapping[str, Any], name: str) -> int | None:
-    value = reply.get(name)
-    return value if isinstance(value, int) else None
 
 
 def _errors(errors: Any) -> Iterator[RemoteError]:

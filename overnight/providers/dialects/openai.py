@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from overnight.providers.dialects.dialect import Dialect, Order, Page
+from overnight.providers.dialects.dialect import Dialect, Order, Page, said
 from overnight.providers.replies import remote_batch
 
 _OUTPUT_EXPIRY = {"anchor": "created_at", "seconds": 30 * 86_400}
 
 
-def _order(order: Order) -> dict[str, Any]:
-    said = {
+def _order(order: Order) -> Iterator[bytes]:
+    body = {
         "input_file_id": order.file_id,
         "endpoint": order.url,
         "completion_window": order.window,
         "metadata": dict(order.metadata),
     }
-    return said | ({"output_expires_after": _OUTPUT_EXPIRY} if order.expires_outputs else {})
+    return said(body | ({"output_expires_after": _OUTPUT_EXPIRY} if order.expires_outputs else {}))
 
 
 def _page(page: Page) -> dict[str, str | int]:
