@@ -43,6 +43,7 @@ from tasks.join import join_answers
 from tasks.parse import parse_answers
 from tasks.plan import publish_plan
 from tasks.report import announce, write_report
+from tasks.rescue import admit_to_rescue, rescue_shards
 from tasks.submit import admit, submit_shards
 from tasks.sweep import sweep_leftovers
 from tasks.validate import validate_requests
@@ -197,6 +198,15 @@ class Pipeline:
         publish_progress(self.run)
         return failure
 
+    def rescue(self, owner: str) -> Exception | None:
+        """Asks in real time for what is due; returns what kept the rest from it."""
+        if not (shards := admit_to_rescue(self.run, time.time())):
+            return None
+        state = rescue_shards(self.run, tuple(shards), owner, wait_for=self._after, return_state=True)
+        self._before = [state]
+        publish_progress(self.run)
+        return first_exception([state.result(raise_on_failure=False)])
+
     def wait(self, patience: float, *, only_ends: bool = False) -> None:
         """Looks at open batches until one has ended or, unless `only_ends`, a shard may go; once in any case.
 
@@ -232,6 +242,8 @@ class Pipeline:
             ProviderError: the provider refuses to be asked.
         """
         if (lost := stop_sending(self.run)) and (failure := self._send(lost, owner)):
+            raise failure
+        if failure := self.rescue(owner):  # what was begun in real time ends with what it has
             raise failure
         state = cancel_batches(self.run, wait_for=self._after, return_state=True)
         state.result()

@@ -71,7 +71,7 @@ def go_on(pipeline: Pipeline) -> None:
     failure: Exception | None = None
     while not pipeline.settled:
         with pipeline.lease() as owner:
-            failure = failure or pipeline.submit(owner)
+            failure = failure or pipeline.submit(owner) or pipeline.rescue(owner)
         label_run(pipeline.run)
         if failure and not pipeline.run.at_provider():
             with pipeline.lease():

@@ -158,6 +158,15 @@ class QueueFull(Transient):
     """The provider takes no more enqueued tokens or batches for now."""
 
 
+class NotTaken(Transient):
+    """A request in real time was turned away before it was looked at: it costs nothing, and may be sent again."""
+
+    def __init__(self, message: str, seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+        """When the provider says that it takes it; None where it does not say."""
+
+
 class FileNotThere(Transient):
     """The provider does not find a file that was uploaded a moment ago (openai-dotnet#312)."""
 

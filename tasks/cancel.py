@@ -28,7 +28,9 @@ def stop_sending(run: Run) -> list[Shard]:
     return [
         shard
         for shard in ledger.shards(name)
-        if shard.open_batch is not None and shard.open_batch.state in (State.CREATING, State.UNKNOWN)
+        if shard.open_batch is not None
+        and shard.open_batch.state in (State.CREATING, State.UNKNOWN)
+        and not shard.in_real_time
     ]
 
 

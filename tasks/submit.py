@@ -31,6 +31,7 @@ from overnight.ledger.states import AT_PROVIDER, State
 from overnight.limits.admission import admissible
 from overnight.limits.prices import job_rates
 from overnight.limits.queue import token_queues, too_large
+from overnight.limits.rescue import rescue_time
 from overnight.providers.account import account_of, is_of
 from overnight.providers.adoption import cancel_extras, find_upload, listed_batches, upload_name
 from overnight.providers.provider import Provider
@@ -72,7 +73,8 @@ def admit(run: Run, now: float) -> list[Shard]:
         pieces = cut_shard(run.folder, shard, run.job.profile.overridden(max_enqueued_tokens=limit), ledger)
         logger.info("shard %s is cut to %d: the queue takes %s tokens", shard.file_name, len(pieces), limit)
     shards = ledger.shards(run.job.name)
-    decided = admissible(shards, run.job, now, token_queues(run, shards))
+    rescue_from = rescue_time(run, shards)
+    decided = admissible(shards, run.job, now, token_queues(run, shards), rescue_from)
     if decided.stop:
         logger.warning("%s is stopped: %s", run.job.name, decided.stop)
         ledger.stop(run.job.name, decided.stop)
@@ -190,8 +192,13 @@ class Submission:
             # One empty listing proves nothing: the call may be under way for 120 s, and listings lag behind creates.
             if time.time() < (batch.creating_at or 0) + self._run.job.profile.lost_reply_seconds:
                 raise
-        if (record := self._run.ledger.job(shard.job)) is not None and record.stopped:
+        ledger, now = self._run.ledger, time.time()
+        if (record := ledger.job(shard.job)) is not None and record.stopped:
             return self._give_up(batch, shard, record.stopped)
+        rescue_from = rescue_time(self._run, ledger.shards(shard.job))
+        if rescue_from is not None and now >= rescue_from:
+            ledger.refuse(batch, now, now, why := "the provider has no batch of it, and its requests go to real time")
+            raise Transient(why)
         logger.warning("shard %s: the provider has no batch of it; creating it again", shard.file_name)
         return self._create(batch, shard)
 

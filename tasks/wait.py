@@ -17,9 +17,10 @@ from overnight.errors import NotFound, ProviderError, Transient
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.run import Run
 from overnight.ledger.states import State
-from overnight.limits.admission import admissible
+from overnight.limits.admission import admissible, rescuable
 from overnight.limits.hours import hours_of
 from overnight.limits.queue import ended_batches, next_release, pauses, token_queues
+from overnight.limits.rescue import rescue_time
 from overnight.providers.adoption import cancel_extras, is_another, listed_batches
 from overnight.providers.provider import Provider
 from overnight.providers.replies import TERMINAL, RemoteBatch
@@ -189,13 +190,16 @@ def wait(run: Run, patience: float, *, only_ends: bool = False) -> None:
             poll_all(run, provider)
         shards, now = ledger.shards(run.job.name), time.time()
         done = all(shard.settled for shard in shards)
-        admitted = admissible(shards, run.job, now, token_queues(run, shards))
-        to_submit = bool(admitted.shards or admitted.stop) and not only_ends
+        rescue_from = rescue_time(run, shards)
+        admitted = admissible(shards, run.job, now, token_queues(run, shards), rescue_from)
+        rescued = rescuable(shards, run.job, now, rescue_from)
+        to_submit = bool(admitted.shards or admitted.stop or rescued.shards or rescued.stop) and not only_ends
         stuck = is_stuck(shards, now)
         if done or ended_batches(shards, now) or to_submit or stuck or time.monotonic() >= until:
             return
-        release = None if only_ends else next_release(shards, now)
-        time.sleep(pause if release is None else min(pause, max(release, _SHORTEST_PAUSE)))
+        releases = [None if only_ends else next_release(shards, now), rescue_from and rescue_from - now]
+        soonest = min((one for one in releases if one is not None and one > 0), default=pause)
+        time.sleep(min(pause, max(soonest, _SHORTEST_PAUSE)))
 
 
 @task(name="wait", task_run_name="wait", cache_policy=NO_CACHE)

@@ -135,6 +135,7 @@ class Provider:
         self.calls: Counter[str] = Counter()
         self.billed: Counter[str] = Counter()
         self.tried: Counter[str] = Counter()
+        self.asked: Counter[str] = Counter()  # in real time, by the text of the last message
         self.key: str | None = None
         self.queue_limit: int | None = None
         self.queue_refusal = "late"
@@ -166,7 +167,7 @@ class Provider:
         """What was called and billed."""
         with self.lock:
             batches = [{**batch, "lines": len(self._lines(batch))} for batch in self.batches.values()]
-            return {"calls": dict(self.calls), "billed": dict(self.billed), "batches": batches,
+            return {"calls": dict(self.calls), "billed": dict(self.billed), "asked": dict(self.asked), "batches": batches,
                     "files": list(self.files), "faults_left": len(self.faults), "created": self.created,
                     "keys_elsewhere": self.keys_elsewhere}  # fmt: skip
 
@@ -509,7 +510,8 @@ class Handler(BaseHTTPRequestHandler):
         )
         if both or (self.provider.key and key != self.provider.key and "upload_id" not in query):
             return self._reply(401, error_body("Incorrect API key provided", "invalid_api_key"))
-        call, effect = self._route(path, query)
+        asked = path.endswith(("/completions", "/messages"))
+        call, effect = ("ask", self._ask) if asked else self._route(path, query)
         fault = self.provider.fault_for(call)
         if fault is None:
             return effect(None)
@@ -648,6 +650,19 @@ class Handler(BaseHTTPRequestHandler):
         if fault is not None:
             return self._faulty(fault, self._message_results(batch))
         return self._send(200, self._message_results(batch), {"Content-Type": "application/x-jsonl"})
+
+    def _ask(self, fault: Fault | None) -> None:
+        """A request in real time, which is billed whatever becomes of the reply; Anthropic has words of its own."""
+        body, in_words = json.loads(self._content), "x-api-key" in self.headers
+        if in_words:
+            body = json.loads(anthropic.lines({"requests": [{"custom_id": "", "params": body}]}))["body"]
+        with self.provider.lock:
+            text = str(body["messages"][-1]["content"])
+            self.provider.asked[text] += 1
+            told = answer_line({"custom_id": "", "body": body}, self.provider.asked[text], "openai")["response"]
+        if told["status_code"] == 200:
+            return self._answer(fault, anthropic.message(told["body"]) if in_words else told["body"])
+        return self._reply(told["status_code"], told["body"])
 
     def _upload(self, fault: Fault | None) -> None:
         boundary = (self.headers.get_boundary() or "").encode()

@@ -24,6 +24,7 @@ from overnight.reports.summary import Tally
 from tasks.fetch import fetch_files
 from tasks.join import join
 from tasks.parse import parse_answers, parse_batch
+from tasks.rescue import admit_to_rescue, rescue_shards
 from tasks.submit import admit, submit_shards
 from tasks.validate import validate_requests
 from tasks.wait import wait
@@ -56,6 +57,8 @@ def advance(run: Run, patience: float = 0.2, *, together: bool = False) -> None:
     """submit → wait → fetch → parse, once; `together` parses all batches as the flow does, by its runner."""
     with leased(run.ledger, run.job.name, PATIENCE) as owner:
         submit_shards.fn(run, tuple(admit(run, time.time())), owner)
+        if due := admit_to_rescue(run, time.time()):
+            rescue_shards.fn(run, tuple(due), owner)
     wait(run, patience)
     with leased(run.ledger, run.job.name, PATIENCE):
         ended = ended_batches(run.ledger.shards(run.job.name), time.time())
@@ -94,6 +97,7 @@ def age(run: Run, seconds: float) -> None:
                "look_at")  # fmt: skip
     with run.ledger._engine.begin() as connection:
         connection.exec_driver_sql("UPDATE batches SET " + ", ".join(f"{one} = {one} - {seconds}" for one in columns))
+        connection.exec_driver_sql(f"UPDATE jobs SET built_at = built_at - {seconds}")
         connection.exec_driver_sql(f"UPDATE shards SET hold_until = hold_until - {seconds}")
 
 

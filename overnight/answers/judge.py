@@ -107,7 +107,7 @@ class History(NamedTuple):
 
 def history_of(
     shard: Shard, batch: Batch, now: float, *, keep_days: float, resubmit_lost: bool = False,
-    listing: Listing = "not asked",
+    listing: Listing = "not asked", deadline_at: float | None = None,
 ) -> History:  # fmt: skip
     """An attempt's history out of the ledger's rows.
 
@@ -118,6 +118,7 @@ def history_of(
         keep_days: how long the provider keeps outputs.
         resubmit_lost: whether the job allows that what is lost is sent again: a person's word, as soon as it is lost.
         listing: what a listing said in this look.
+        deadline_at: when it is cancelled.
     """
     lost = batch.state is State.LOST
     trouble_for = now - batch.trouble_since if batch.trouble_since is not None else 0.0
@@ -126,7 +127,7 @@ def history_of(
                                                    and not lost) or _never_ends(batch, now)  # fmt: skip
     return History(
         now=now,
-        deadline_at=batch.deadline_at,
+        deadline_at=deadline_at,
         kept_until=(batch.ended_at or batch.submitted_at or now) + keep_days * 86_400,
         listing=listing,
         absent_for=now - batch.absent_since if batch.absent_since is not None else None,

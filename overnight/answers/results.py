@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from overnight.answers.verdicts import PROMPT_FILTERED, SETTLED
+from overnight.answers.verdicts import MAYBE_PAID, PROMPT_FILTERED, SETTLED
 from overnight.errors import LedgerError
 from overnight.job.answer import Answer
 from overnight.ledger.records import Batch, Shard
@@ -96,14 +96,14 @@ def settled_ids(parts: Sequence[Path], *, resubmit_lost: bool) -> list[Hashes]:
 
     Args:
         parts: of a job.
-        resubmit_lost: whether requests of a lost batch may be: they may have been paid.
+        resubmit_lost: whether those of a lost batch, or of a lost reply in real time, may be: they may have been paid.
     """
-    kept = pa.array(sorted(SETTLED))
+    kept, maybe_paid = pa.array(sorted(SETTLED)), pa.array(sorted(MAYBE_PAID))
     found: list[Hashes] = []
     for part in parts:
         of_part = [id_hashes(list[str]())]
         for batch in read_batches(part, ["custom_id", "verdict", "error_code"]):
-            held = pc.fill_null(pc.equal(batch["error_code"], "batch_lost"), False)
+            held = pc.is_in(batch["error_code"], value_set=maybe_paid)
             final = pc.is_in(batch["verdict"], value_set=kept)
             settled = batch.filter(final if resubmit_lost else pc.or_(final, held))
             if settled.num_rows:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from overnight.answers.verdicts import Reply
+from overnight.answers.verdicts import MAYBE_PAID, Reply
 from overnight.job.job import Limits
 from overnight.job.profiles import Profile
 from overnight.job.task import TOKEN_LIMITS
@@ -57,8 +57,7 @@ def retries_of(
         # Time ran out: the same requests in one batch would run out of it again, in two they are done in half of it.
         elif reply.verdict == "expired" and not cancelled:
             how = Retry(shard.attempt + (not progressed), shard.reask, half)
-        # The batch may have been worked on, and be billed: only the person can say that paying twice is fine.
-        elif reply.error_code == "batch_lost":
+        elif reply.error_code in MAYBE_PAID:
             how = Retry(shard.attempt + 1, shard.reask, None) if limits.resubmit_lost else None
         elif reply.verdict in ("retryable", "missing"):
             how = Retry(shard.attempt + 1, shard.reask, None)

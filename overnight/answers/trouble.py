@@ -11,6 +11,7 @@ from overnight.answers.judge import Counts, FilesFound, Judgement, Listing, hist
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.run import Run
 from overnight.ledger.states import State
+from overnight.limits.rescue import cancel_at, rescue_time
 from overnight.providers.replies import RemoteBatch
 
 _LONGEST_PAUSE = 120
@@ -35,7 +36,11 @@ def judge_batch(
     """Asks the judge about an attempt as the ledger has it now."""
     limits, profile = run.job.limits, run.job.profile
     keep, resubmit = profile.output_days, limits.resubmit_lost
-    history = history_of(shard, batch, time.time(), keep_days=keep, resubmit_lost=resubmit, listing=listing)
+    rescue_from = rescue_time(run, run.ledger.shards(shard.job)) if limits.finish_by else None
+    deadline_at = cancel_at(run.job, rescue_from, batch.deadline_at)
+    history = history_of(
+        shard, batch, time.time(), keep_days=keep, resubmit_lost=resubmit, listing=listing, deadline_at=deadline_at
+    )
     counts = Counts(remote.done if remote else None, remote.failed if remote else None, shard.requests)
     return judge_end(remote, files, counts, history)
 

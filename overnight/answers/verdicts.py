@@ -23,6 +23,10 @@ PROMPT_FILTERED: frozenset[str] = frozenset({
     "DataInspectionFailed",
 })  # fmt: skip
 """Codes of providers that will not look at a prompt (Azure OpenAI's and DashScope's references): nothing is made."""
+REPLY_LOST = "reply_lost"
+"""The code of a request that was asked in real time, and whose reply was lost."""
+MAYBE_PAID: frozenset[str] = frozenset({"batch_lost", REPLY_LOST})
+"""Codes of requests that may have been answered and paid: only a person can say that paying twice is fine."""
 _RETRYABLE_STATUS = frozenset({0, 408, 409, 429})
 
 
@@ -82,6 +86,8 @@ def failure_verdict(status: int | None, code: str) -> Verdict:
     """
     if code in ("batch_expired", "batch_cancelled"):
         return "expired"
+    if code == REPLY_LOST:
+        return "missing"
     if code in PROMPT_FILTERED:
         return "refused"
     if status is not None and 400 <= status < 500 and status not in _RETRYABLE_STATUS:

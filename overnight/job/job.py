@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, model_validator
+from pydantic import AfterValidator, Field, JsonValue, field_validator, model_validator
 
+from overnight.job.clock import finish_at
 from overnight.job.parameters import check_parameters
 from overnight.job.profiles import Profile, profile_names
 from overnight.job.task import Part, Raw, Task
@@ -122,10 +123,25 @@ class Limits(Part):
     """Send the requests of a batch again that the provider does not know any more; they may have been paid."""
     deadline_hours: float = Field(default=26, gt=0, le=24 * 15)
     """How long after its creation a batch is waited for."""
+    finish_by: str | None = None
+    """Ask in real time, at list price, for what batches have not answered shortly before a time: `06:00`, by this
+    machine's clock or `06:00 Europe/Berlin`, or `20h` after it was built. Open batches are cancelled for it where the
+    provider bills only what is done."""
+    rescue_concurrency: int = Field(default=8, ge=1, le=256)
+    """Requests in real time at once."""
     lost_reply_seconds: float | None = Field(default=None, ge=0)
     """How long a batch is looked for whose create call got no answer, before it is created again."""
     poll_seconds: float | None = Field(default=None, gt=0)
     """Shortest pause between two looks at a batch; pauses grow from here to ten times as long."""
+
+    @field_validator("finish_by")
+    @classmethod
+    def _names_a_time(cls, value: str | None) -> str | None:
+        try:
+            finish_at(value or "1h", 0.0)
+        except ValueError as error:
+            raise ValueError(f"limits.finish_by: {error}") from None
+        return value
 
 
 class Table(Part):

@@ -53,6 +53,9 @@ class Profile(BaseModel):
     probes_queue: bool = False
     """Whether the account has a limit of enqueued tokens that nobody tells: until it is known, a batch goes out when
     the one before was accepted."""
+    keeps_cancelled: bool = False
+    """Whether a cancelled batch hands over what it has answered, and nothing else is billed, as far as it is
+    documented: only then is one cancelled so that the rest can be asked for in real time."""
     expires_outputs: bool = False
     """Whether `output_expires_after` is taken."""
     discount: float | None = None

@@ -203,14 +203,22 @@ class Ledger(Database):
             connection.execute(sa.update(JOBS).where(JOBS.c.name == job).values(joined_at=at, seconds=seconds))
 
     def start_attempt(
-        self, shard_id: int, at: float, *, file_id: str | None = None, account: str | None = None
+        self,
+        shard_id: int,
+        at: float,
+        *,
+        file_id: str | None = None,
+        account: str | None = None,
+        real_time: bool = False,
     ) -> Batch:
-        """Opens an attempt, in `uploading`, or in `uploaded` where the file of an earlier one is still good.
+        """Opens an attempt, in `uploading`, or in `uploaded` where there is nothing to upload.
+
+        That is so where the file of an earlier attempt is still good, and for requests in real time.
 
         Raises:
             LedgerError: the shard is settled, or has an open attempt already.
         """
-        state = State.UPLOADED if file_id else State.UPLOADING
+        state = State.UPLOADED if file_id or real_time else State.UPLOADING
         with self._transaction() as connection:
             of_shard = sa.select(SHARDS.c.settled).where(SHARDS.c.id == shard_id).with_for_update()
             settled = connection.execute(of_shard).scalar_one()
@@ -218,7 +226,7 @@ class Ledger(Database):
             if settled or connection.execute(others).first():
                 raise LedgerError(f"shard {shard_id} is settled or has an open attempt: another process works on it")
             values = {"shard_id": shard_id, "token": uuid4().hex, "state": state, "started_at": at, "file_id": file_id,
-                      "account": account}  # fmt: skip
+                      "account": account, "real_time": real_time}  # fmt: skip
             connection.execute(sa.update(SHARDS).where(SHARDS.c.id == shard_id).values(hold_until=None))
             row = connection.execute(sa.insert(BATCHES).values(**values).returning(*BATCHES.c)).mappings().one()
             return _batch(row)

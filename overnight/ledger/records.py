@@ -110,6 +110,8 @@ class Batch:
     """Whether a person gave it up."""
     misses: int = 0
     """Looks that found it in trouble, in a row."""
+    real_time: bool = False
+    """Whether its requests were asked one by one, in real time: it has a journal in place of a batch."""
     cleaned: bool = False
     """Whether its files were deleted at the provider."""
     output_file_id: str | None = None
@@ -136,6 +138,8 @@ class Batch:
     @property
     def file_ids(self) -> list[str]:
         """Its files at the provider: input, output and error file, as far as they are known."""
+        if self.real_time:
+            return []
         return [file_id for file_id in (self.file_id, self.output_file_id, self.error_file_id) if file_id]
 
 
@@ -155,6 +159,11 @@ class Shard(NewShard):
     def sent(self) -> bool:
         """Whether it has, or may have, a batch at the provider, or files that are not collected."""
         return self.open_batch is not None and self.open_batch.state not in (State.UPLOADING, State.UPLOADED)
+
+    @property
+    def in_real_time(self) -> bool:
+        """Whether its requests are being asked one by one."""
+        return self.open_batch is not None and self.open_batch.real_time
 
     @property
     def open_batch(self) -> Batch | None:

@@ -87,13 +87,23 @@ def place_round(folder: JobFolder, planned: Sequence[NewShard]) -> None:
         shutil.rmtree(folder.retries(round_), ignore_errors=True)
 
 
-def cut_shard(folder: JobFolder, shard: Shard, profile: Profile, ledger: Ledger) -> list[NewShard]:
-    """Plans a shard's requests anew, in shards that a queue takes."""
+def cut_shard(
+    folder: JobFolder, shard: Shard, profile: Profile, ledger: Ledger, most: int | None = None
+) -> list[NewShard]:
+    """Plans a shard's requests anew, in smaller ones.
+
+    Args:
+        folder: the job's.
+        shard: that has no open attempt.
+        profile: with the limits of a shard.
+        ledger: where they are planned.
+        most: requests in one; None: half of them.
+    """
     numbers, round_ = count(), ledger.next_round(shard.job)
     source = request_file(folder, shard, profile)
 
     def write(staging: Path) -> Iterator[NewShard]:
-        half = profile.overridden(max_requests=max(1, shard.requests // 2))
+        half = profile.overridden(max_requests=most or max(1, shard.requests // 2))
         writer = ShardWriter(staging, round_, numbers, half, kind_of(shard), shard.attempt, shard.reask, shard.canary)
         for _, line in shard_lines(source):
             writer.write([line])

@@ -83,6 +83,7 @@ BATCHES = sa.Table(
     sa.Column("recovered", sa.Boolean, nullable=False, default=False),
     sa.Column("given_up", sa.Boolean, nullable=False, default=False),
     sa.Column("misses", sa.Integer, nullable=False, default=0),
+    sa.Column("real_time", sa.Boolean, nullable=False, default=False),  # asked one by one
     sa.Column("cleaned", sa.Boolean, nullable=False, default=False),
     sa.Column("output_file_id", sa.Text),
     sa.Column("error_file_id", sa.Text),

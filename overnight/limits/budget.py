@@ -92,9 +92,12 @@ def check_budget(job: Job) -> None:
         also = f" (task.kind {job.task.kind!r} does not know {', '.join(wrong)})" if wrong else ""
         raise JobError(f"limits.budget_usd needs to know how long an answer can be: set {names}{also}; it, n and "
                        "best_of have to be whole numbers above 0")  # fmt: skip
-    if job_rates(job) is None:
+    if (rates := job_rates(job)) is None:
         raise JobError(f"limits.budget_usd needs a price, and none is known for {job.model} at {job.profile.name}: "
                        "set provider.prices")  # fmt: skip
+    if job.limits.finish_by is not None and rates.in_real_time is None:
+        raise JobError("limits.finish_by with limits.budget_usd needs the price of real time, and the discount of "
+                       f"{job.profile.name}'s batches is not known: leave one of the two out")  # fmt: skip
 
 
 def _rates(job: Job, shard: Shard) -> Rates:
@@ -107,7 +110,8 @@ def batch_rates(job: Job, shard: Shard, batch: Batch | None = None) -> Rates | N
     """The rates that stand with a batch since it was sent; today's for what was not, or before they were kept."""
     if batch is not None and batch.rates is not None:
         return Rates.recorded(batch.rates)
-    return job_rates(job, shard.model)
+    rates = job_rates(job, shard.model)
+    return rates.in_real_time if rates is not None and batch is not None and batch.real_time else rates
 
 
 def measured(shards: Sequence[Shard], model: str) -> Measured | None:
@@ -223,19 +227,25 @@ def _untold(job: Job, shard: Shard, batch: Batch, counted: Measured | None) -> f
     return most * min(1.0, lost / shard.requests)
 
 
+def _times(job: Job, shard: Shard, *, real_time: bool) -> float:
+    """How many times as much as in a batch a shard costs; `check_budget` saw that it is known."""
+    return (_rates(job, shard).real_time or 1.0) if real_time else 1.0
+
+
 def batch_is_free(job: Job, model: str) -> bool:
     """Whether a model costs nothing, so that nothing has to be counted first."""
     rates = job_rates(job, model)
     return rates is not None and rates.free
 
 
-def affordable(job: Job, shards: Sequence[Shard], ready: Sequence[Shard]) -> Affordable:
+def affordable(job: Job, shards: Sequence[Shard], ready: Sequence[Shard], *, real_time: bool = False) -> Affordable:
     """The shards among those that are ready that cannot take the job above its budget.
 
     Args:
         job: whose budget counts.
         shards: all of the job's.
         ready: in the order in which they would go.
+        real_time: whether they go one request at a time, at list price.
     """
     if (budget := job.limits.budget_usd) is None:
         return Affordable(list(ready), None)
@@ -251,7 +261,7 @@ def affordable(job: Job, shards: Sequence[Shard], ready: Sequence[Shard]) -> Aff
             chosen.append(shard)
         elif shard.model in unknown & trying:
             refusal = refusal or "limits.budget_usd: the first batch tells what the others cost"
-        elif (cost := most_cost(job, shard, counted[shard.model])) <= left:
+        elif (cost := most_cost(job, shard, counted[shard.model]) * _times(job, shard, real_time=real_time)) <= left:
             chosen.append(shard)
             trying.add(shard.model)
             left -= cost

@@ -54,6 +54,16 @@ class Rates:
         return asdict(self) | {"tiers": [list(tier) for tier in self.tiers]}
 
     @property
+    def in_real_time(self) -> Rates | None:
+        """What the same tokens cost outside of a batch; None where it is not known."""
+        if self.free:
+            return self
+        if (times := self.real_time) is None:
+            return None
+        tiers = tuple(Tier(t.above, t.input * times, t.output * times, t.cached * times) for t in self.tiers)
+        return Rates(tiers, f"{self.source}, in real time", 1.0)
+
+    @property
     def free(self) -> bool:
         """Whether nothing costs anything."""
         return not any(tier.input or tier.output for tier in self.tiers)
@@ -93,7 +103,8 @@ def job_rates(job: Job, model: str | None = None) -> Rates | None:
     model = model or job.model
     if (given := job.provider.prices) is not None:
         source = "provider.prices of the job"
-        return Rates.flat(given.input / _MILLION, given.output / _MILLION, given.input / _MILLION, source)
+        times = None if job.profile.discount is None else 1 / (1 - job.profile.discount)
+        return Rates.flat(given.input / _MILLION, given.output / _MILLION, given.input / _MILLION, source, times)
     profile = job.profile
     if profile.name == "local":
         return Rates.flat(0.0, 0.0, 0.0, "the embedded model runs on this machine")

@@ -66,7 +66,7 @@ def wave(shards: Sequence[Shard], job: Job, now: float, queues: Mapping[str, Tok
         now: Unix seconds.
         queues: by model.
     """
-    waiting = [shard for shard in shards if not shard.settled]
+    waiting = [shard for shard in shards if not shard.settled and not shard.in_real_time]
     at_provider = [s for s in waiting if s.open_batch and s.open_batch.state in AT_PROVIDER]
     room = job.limits.max_open_batches - len(at_provider)
     enqueued = {model: queue.enqueued for model, queue in queues.items()}

@@ -31,6 +31,10 @@ class GoogleProvider(Provider):
         body = b"".join(self.dialect.order(order))
         return posted(once, f"/models/{model}:batchGenerateContent", body, len(body))
 
+    def _real_time_client(self) -> openai.OpenAI:
+        """OpenAI's form has an address of its own there, and takes the key as OpenAI does."""
+        return openai.OpenAI(base_url=f"{self.address.rstrip('/')}/openai", api_key=self._client.api_key)
+
     def upload(self, path: Path, name: str | None = None) -> RemoteFile:
         """Uploads a request file: an address is asked for, and takes the bytes. Costs nothing."""
         size, shown = path.stat().st_size, name or path.name

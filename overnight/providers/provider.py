@@ -19,6 +19,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import httpx2
+import msgspec
 import openai
 
 from overnight.errors import (
@@ -26,6 +27,7 @@ from overnight.errors import (
     FileNotThere,
     NoBatchApi,
     NotFound,
+    NotTaken,
     OvernightError,
     ProviderError,
     ProviderUnavailable,
@@ -46,11 +48,15 @@ from overnight.providers.replies import (
     refusal,
     remote_file,
 )
-from overnight.providers.sdk_errors import cause_of, never_sent, translated
+from overnight.providers.sdk_errors import cause_of, never_sent, translated, wanted_pause, whole_body
+from overnight.rows.lines import custom_id_of
 
 UPLOAD_SECONDS_PER_MB = 5
 """A time limit that 200 MB over a home line keep; the SDK's 10 minutes would cut it."""
 _DOWNLOAD_TRIES = 4
+_ANSWER_SECONDS = 600
+_NOT_TAKEN = frozenset({429, 503, 529})
+"""Statuses of a server that has too much to do, or none: nothing was made for the request."""
 _NO_KEY = "none"
 
 
@@ -206,6 +212,45 @@ class Provider:
         check_time(until)
         body = b"".join(self.dialect.order(order))
         return posted(once, self.dialect.batches, body, len(body))
+
+    def answer(self, line: bytes) -> bytes:
+        """Has one request answered in real time: it costs money, and is sent once.
+
+        Args:
+            line: of a request file.
+
+        Returns:
+            A line of a result file; refusals of this request alone are answers too.
+
+        Raises:
+            ReplyLost: it was sent, and may have been answered.
+            NotTaken: it was not looked at, and can be sent again.
+            ProviderError: no request of this account will be taken.
+        """
+        asked = self.dialect.question(line)
+        try:
+            client = self._real_time_client().with_options(max_retries=0, timeout=_ANSWER_SECONDS)
+            status, body = 200, client.post(asked.path, cast_to=object, body=dict(asked.body))
+        except openai.APIStatusError as error:
+            refused = self._refused(error, "a request")
+            cannot_pay = error.status_code == 429 and isinstance(refused, ProviderError)
+            if cannot_pay or error.status_code in (401, 402, 403):
+                raise refused from None
+            if error.status_code in _NOT_TAKEN:
+                raise NotTaken(refused.message, wanted_pause(error)) from None
+            status, body = error.status_code, whole_body(error)
+        except openai.APIConnectionError as error:
+            if never_sent(error):
+                raise NotTaken(self._refused(error, "a request").message) from None
+            raise ReplyLost(f"a request got no answer: {cause_of(error)}") from None
+        except openai.OpenAIError as error:
+            raise ReplyLost(f"the answer to a request cannot be read: {error}") from None
+        if not isinstance(body, dict):
+            raise ReplyLost("a request was answered with a page that is no answer")
+        return msgspec.json.encode(self.dialect.answer(custom_id_of(line), status, body)) + b"\n"
+
+    def _real_time_client(self) -> openai.OpenAI:
+        return self._client
 
     def retrieve(self, batch_id: str) -> RemoteBatch:
         """Looks at one batch."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx2
 import openai
 
@@ -29,3 +31,19 @@ def never_sent(error: openai.APIConnectionError) -> bool:
     """The connection was not even opened, so no batch can have been made."""
     cause = error.__cause__
     return isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
+
+
+def whole_body(error: openai.APIStatusError) -> Any:
+    """What an error reply holds; a short text where it is no JSON."""
+    try:
+        return error.response.json()
+    except ValueError:
+        return {"error": {"message": error_text(None, None, error.response.text)}}
+
+
+def wanted_pause(error: openai.APIStatusError) -> float | None:
+    """Seconds that a reply asks to wait (`Retry-After`); None where it does not, or names a date."""
+    try:
+        return max(0.0, float(error.response.headers.get("retry-after", "")))
+    except ValueError:
+        return None

@@ -26,6 +26,10 @@ _ADVICE = (
     (r"batch_cancelled", "somebody cancelled the batch: run the job again to send the rest"),
     (r"batch_lost", "the provider forgot the batch: limits.resubmit_lost sends it again, and may pay twice"),
     (
+        r"reply_lost",
+        "asked in real time, and its reply was lost: limits.resubmit_lost asks again, and may pay twice",
+    ),
+    (
         r"awaited",
         "its batch cannot be collected for now: overnight collect goes on asking; cancel gives it up",
     ),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from overnight.job.clock import finish_at
 from overnight.job.job import Job
 from overnight.job.parameters import unknown_parameters
 from overnight.job.prompt import schema_changes
@@ -15,8 +17,9 @@ from overnight.ledger.builder import Build
 from overnight.limits.budget import Spending, output_limit
 from overnight.limits.hours import hours_text
 from overnight.limits.prices import Rates, job_rates
+from overnight.limits.rescue import rescue_begins
 from overnight.rows.tokens import BYTES_PER_TOKEN, estimated_tokens
-from overnight.text import code, counted_of, dollars, inline, printable, table
+from overnight.text import code, counted_of, dollars, inline, printable, table, when
 
 _MOST_SHARDS = 20
 _MOST_CHARACTERS = 1500
@@ -43,7 +46,7 @@ class Plan:
     output_tokens: int | None
     """At most: every answer as long as its token limit; None where the job sets none."""
     cost_usd: float | None
-    """Of the tokens above; None where the price is not known."""
+    """Of the tokens above, with `limits.finish_by` at the price of real time; None where the price is not known."""
     cost_source: str
     text: str
     """All of it for people, in Markdown."""
@@ -90,17 +93,46 @@ def make_plan(
     made = None if limit is None else limit * sent
     rates = job_rates(job)
     cost = _cost(build, limit, rates) if rates else None
+    rescue = _rescue(job, build, cost, rates, time.time()) if job.limits.finish_by else None
     source = rates.source if rates else "no price is known: set provider.prices"
     figures = _figures(job, build, sent, size, given, made, cost, source, rates)
     head = f"# Plan of {job.name}\n\n" + table(
-        ["", ""], [*figures, *([("cheap hours", hours_text(hours))] if hours else []), *_limits(job, so_far)]
+        ["", ""],
+        [
+            *figures,
+            *([("cheap hours", hours_text(hours))] if hours else []),
+            *_limits(job, so_far),
+            *([("limits.finish_by", rescue.text)] if rescue else []),
+        ],
     )
     text = (
         "\n\n".join(filter(None, [head, _unsendable(unsendable), _shards(build), _notes(job), _samples(samples)]))
         + "\n"
     )
     return Plan(job.name, build.rows, build.unsendable, build.requests, build.known, sent, len(build.shards), size,
-                given, made, cost, source, text)  # fmt: skip
+                given, made, rescue.most if rescue else cost, source, text)  # fmt: skip
+
+
+class _Rescue(NamedTuple):
+    """What real time would cost."""
+
+    most: float | None
+    text: str
+
+
+def _rescue(job: Job, build: Build, cost: float | None, rates: Rates | None, now: float) -> _Rescue:
+    """When requests go to real time, and what that costs at the worst: where no batch answers anything in time."""
+    planned = sum(shard.requests for shard in build.shards)
+    end = finish_at(job.limits.finish_by or "", now)
+    begins = rescue_begins(job, planned, now, end)
+    real = rates.in_real_time if rates else None
+    most = _cost(build, output_limit(job), real) if real and cost is not None else None
+    waits = "" if job.profile.keeps_cancelled else (
+        f"; {job.profile.name} is not known to hand over what a cancelled batch has answered, so batches are waited "
+        "for, and only what has none goes to real time"
+    )  # fmt: skip
+    return _Rescue(most, f"{when(end)} UTC: from {when(begins)} UTC on, what has no answer is asked for in real time"
+                         f"; at the worst all of it, for {dollars(most)}{waits}")  # fmt: skip
 
 
 def _cost(build: Build, limit: int | None, rates: Rates) -> float:

@@ -203,17 +203,34 @@ def _money(summary: Summary, tally: Tally, job: Job, attempts: Sequence[Attempt]
         ("output tokens", f"{tally.output_tokens:,}"),
         ("cost of these answers", f"{dollars(summary.cost_usd)} ({source})"),
     ]
-    if rates and rates.real_time and summary.cost_usd:
-        spent = summary.cost_usd * rates.real_time
+    asked, dear = _rescued(job, attempts)
+    if rates and rates.real_time and summary.cost_usd and dear is not None and dear < summary.cost_usd:
+        spent = dear + (summary.cost_usd - dear) * rates.real_time
         rows.append(("in real time", f"{dollars(spent)}: {dollars(spent - summary.cost_usd)} saved"))
+    if asked:
+        good = sum((one.batch.verdicts or {}).get("succeeded", 0) for one in asked)
+        requests = counted_of(sum(one.shard.requests for one in asked), "request")
+        rows.append(("rescued in real time", f"{good:,} of {requests}, for {dollars(dear)}"))
     slices = [
         ("input", fresh, _BLUE),
         ("cached input", tally.cached_tokens, _GREY),
         ("output", tally.output_tokens, _GREEN),
     ]
     tokens = pie("tokens", slices)
-    rows += [*_billed(summary, attempts), *_budget(job, attempts), *_tiers(attempts), *_hours(attempts)]
+    rows += [
+        *_billed(summary, attempts),
+        *_budget(job, attempts),
+        *_tiers(attempts),
+        *_hours(attempts),
+    ]
     return "\n\n".join(["## Tokens and cost", *([tokens] if tally.input_tokens else []), table(["", ""], rows)])
+
+
+def _rescued(job: Job, attempts: Sequence[Attempt]) -> tuple[list[Attempt], float | None]:
+    """What was asked in real time, since no batch had answered it in time, and its USD; None where it is not known."""
+    asked = [one for one in attempts if one.batch.real_time and one.batch.state is State.COLLECTED]
+    costs = [batch_cost(job, one.shard, one.batch) for one in asked]
+    return asked, None if None in costs else sum(one or 0.0 for one in costs)
 
 
 def _billed(summary: Summary, attempts: Sequence[Attempt]) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ import msgspec
 
 from overnight.errors import JobError
 from overnight.job.task import CHAT
-from overnight.providers.dialects.dialect import Dialect, Order, Page, seconds_of
+from overnight.providers.dialects.dialect import Dialect, Order, Page, Question, seconds_of
 from overnight.providers.replies import RemoteBatch, whole_number
 
 MAX_TOKENS = 4096
@@ -239,4 +239,16 @@ def _has_more(reply: Mapping[str, Any], _page: Page) -> bool | None:
     return told if isinstance(told, bool) else None
 
 
-ANTHROPIC = Dialect("/messages/batches", _order, _page, _read, _has_more, headers=_headers, refused=_refused)
+def _question(line: bytes) -> Question:
+    return Question("/messages", request(line)["params"])
+
+
+def _answer(custom_id: str, status: int, body: Any) -> dict[str, Any]:
+    result = {"type": "succeeded", "message": body} if status == 200 else {"type": "errored", "error": body}
+    return {"custom_id": custom_id, "result": result}
+
+
+ANTHROPIC = Dialect(
+    "/messages/batches", _order, _page, _read, _has_more,
+    headers=_headers, refused=_refused, question=_question, answer=_answer,
+)  # fmt: skip

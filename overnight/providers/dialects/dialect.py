@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from overnight.providers.replies import RemoteBatch, RemoteFile, remote_file
+
+_VERSION = re.compile(r"^/v\d+(?=/)")
 
 
 class Order(NamedTuple):
@@ -56,6 +59,25 @@ def _last_id(_reply: Mapping[str, Any], last: str) -> str | None:
     return last
 
 
+class Question(NamedTuple):
+    """A request in real time."""
+
+    path: str
+    """Below the provider's address."""
+    body: Mapping[str, Any]
+
+
+def question(line: bytes) -> Question:
+    """A line of a request file as most take it in real time: its url, whose version is the address's, and its body."""
+    asked = msgspec.json.decode(line)
+    return Question(_VERSION.sub("", asked["url"]), asked["body"])
+
+
+def answer(custom_id: str, status: int, body: Any) -> dict[str, Any]:
+    """The reply to a request as a line of a result file."""
+    return {"custom_id": custom_id, "response": {"status_code": status, "body": body}}
+
+
 def said(body: Mapping[str, Any]) -> Iterator[bytes]:
     """A small body, in one piece."""
     yield msgspec.json.encode(body)
@@ -91,5 +113,9 @@ class Dialect:
     """A reply as a file; None where it is not one."""
     headers: Callable[[str], Mapping[str, str]] = bearer
     """Those that carry the key."""
+    question: Callable[[bytes], Question] = question
+    """A line of a request file as a request in real time."""
+    answer: Callable[[str, int, Any], dict[str, Any]] = answer
+    """The reply to it, by custom_id, status and body, as a line of a result file."""
     refused: Callable[[bytes], str | None] | None = None
     """What in a line of a request file this dialect cannot say. None: it takes OpenAI's lines as they are."""

@@ -1,0 +1,205 @@
+"""rescue: what batches have not answered shortly before `limits.finish_by` is asked for in real time, each once."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from overnight.answers.journal import Journal, begin_journal, journal_path, write_results
+from overnight.answers.responses import response_path
+from overnight.errors import NotTaken, OvernightError, ReplyLost
+from overnight.ledger.identity import claim_folder, keep_count
+from overnight.ledger.lease import check_lease
+from overnight.ledger.records import Batch, Shard
+from overnight.ledger.request_files import cut_shard, shard_lines, whole_file
+from overnight.ledger.run import Run
+from overnight.ledger.states import State
+from overnight.limits.admission import rescuable
+from overnight.limits.prices import job_rates
+from overnight.limits.rescue import piece_of, rescue_time
+from overnight.providers.account import account_of
+from overnight.providers.provider import Provider
+from overnight.store.objects import keep
+from overnight.text import counted_of
+from tasks.credentials import provider_of
+
+_TRIES = 8
+"""How often a request goes out that is not taken: with doubling pauses, about two minutes."""
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 60.0
+_LOOK_SECONDS = 2.0
+"""How often it is asked whether the job was stopped."""
+logger = logging.getLogger("overnight.rescue")
+
+
+def admit_to_rescue(run: Run, now: float) -> list[Shard]:
+    """The shards to ask for in real time now, cut to pieces; none before the time for it.
+
+    A job whose canary failed, or whose budget leaves no room for anything more, is stopped.
+    """
+    ledger, name = run.ledger, run.job.name
+    shards = ledger.shards(name)
+    rescue_from = rescue_time(run, shards)
+    large = [shard for shard in rescuable(shards, run.job, now, rescue_from).shards if _can_be_cut(run, shard)]
+    for shard in large:
+        if (begun := shard.open_batch) is not None:  # it was uploaded, which costs nothing
+            ledger.refuse(begun, now, now, "its requests are asked in real time")
+        cut_shard(run.folder, shard, run.job.profile, ledger, piece_of(run.job))
+    decided = rescuable(ledger.shards(name), run.job, now, rescue_from)
+    if decided.stop:
+        logger.warning("%s is stopped: %s", name, decided.stop)
+        ledger.stop(name, decided.stop)
+    return decided.shards
+
+
+def _can_be_cut(run: Run, shard: Shard) -> bool:
+    return not shard.in_real_time and shard.requests > piece_of(run.job)
+
+
+class Rescue:
+    """Has the requests of shards answered one by one: intent before effect, as for a batch."""
+
+    def __init__(self, run: Run, provider: Provider, owner: str) -> None:
+        self._run, self._provider, self._owner = run, provider, owner
+        self._failure: OvernightError | None = None
+        self._ended = threading.Event()
+
+    def rescue(self, shard: Shard) -> Batch:
+        """Asks for all of a shard; goes on with what an earlier process began.
+
+        Raises:
+            OvernightError: the provider takes no request of the account, or the lease was lost; the attempt stays open.
+        """
+        batch = self._begun(shard)
+        path = journal_path(self._run.folder.responses, batch)
+        lines = dict(shard_lines(whole_file(self._run.folder, shard, self._run.job.profile)))
+        if not path.exists():
+            # The machine that asked is gone, with what it knew: each request may have been sent.
+            logger.error("%s: its journal is gone: %s may have been paid", shard.file_name, _counted(shard))
+            return self._end(batch, shard, [], list(lines))
+        with Journal(path) as journal:
+            if journal.in_doubt:
+                logger.warning("%s: the replies of %d requests were lost: they may have been paid, and are not sent "
+                               "again", shard.file_name, len(journal.in_doubt))  # fmt: skip
+            done = journal.answered | journal.in_doubt
+            self._ask([line for custom_id, line in lines.items() if custom_id not in done], journal)
+            ended = self._end(batch, shard, [*journal.lines()], journal.in_doubt)
+        path.unlink()
+        return ended
+
+    def _begun(self, shard: Shard) -> Batch:
+        """The shard's attempt, whose intent stands in the ledger: whatever comes, no batch is made of it meanwhile."""
+        ledger, now = self._run.ledger, time.time()
+        batch = shard.open_batch
+        if batch is not None and not batch.real_time:  # it was uploaded, which costs nothing
+            ledger.refuse(batch, now, now, "its requests are asked in real time")
+            batch = None
+        account = account_of(ledger, self._provider)
+        batch = batch or ledger.start_attempt(shard.id, now, account=account, real_time=True)
+        if batch.state is not State.UPLOADED:
+            return batch
+        begin_journal(journal_path(self._run.folder.responses, batch))
+        check_lease(self._owner)
+        claim_folder(self._run)
+        rates = job_rates(self._run.job, shard.model)
+        rates = rates.in_real_time if rates else None
+        batch = ledger.begin_create(
+            batch, self._owner, now, account=account, rates=rates.as_record() if rates else None
+        )
+        keep_count(self._run)
+        return batch
+
+    def _ask(self, lines: Sequence[bytes], journal: Journal) -> None:
+        """Asks for some requests, as many at once as the job allows, and for none once the job is stopped."""
+        if self._is_stopped():
+            return
+        self._ended.clear()
+        watching = threading.Thread(target=self._watch, daemon=True)
+        watching.start()
+        try:
+            with ThreadPoolExecutor(self._run.job.limits.rescue_concurrency) as pool:
+                for outcome in [pool.submit(self._ask_one, line, journal) for line in lines]:
+                    outcome.result()
+        finally:
+            self._ended.set()
+            watching.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_LOOK_SECONDS):
+            if self._is_stopped():
+                self._ended.set()
+
+    def _is_stopped(self) -> bool:
+        record = self._run.ledger.job(self._run.job.name)
+        return record is not None and record.stopped is not None
+
+    def _ask_one(self, line: bytes, journal: Journal) -> None:
+        """Has one request answered; what is in doubt stays so."""
+        custom_id = msgspec.json.decode(line, type=_Line).custom_id
+        pause, said = _FIRST_PAUSE, ""
+        for _ in range(_TRIES):
+            if self._ended.is_set() or self._failure is not None:
+                return
+            try:
+                check_lease(self._owner)
+                journal.sent(custom_id)
+                journal.answer(self._provider.answer(line))
+                return
+            except NotTaken as error:
+                journal.not_taken(custom_id)
+                said, wanted = error.message, error.seconds
+            except ReplyLost as error:
+                logger.warning("%s: %s", custom_id, error)
+                return
+            except OvernightError as error:  # no other request would be taken either, or the lease is gone
+                journal.not_taken(custom_id)
+                self._failure = self._failure or error
+                return
+            self._ended.wait(min(_LONGEST_PAUSE, pause if wanted is None else wanted) * random.uniform(1, 1.2))  # noqa: S311 - spreads load
+            pause *= 2
+        refused = {"error": {"code": "rate_limit_exceeded", "message": said}}
+        journal.answer(msgspec.json.encode(self._provider.dialect.answer(custom_id, 429, refused)) + b"\n")
+
+    def _end(self, batch: Batch, shard: Shard, answers: Sequence[bytes], in_doubt: Sequence[str] | set[str]) -> Batch:
+        """Has the attempt end as a batch does: its files are fetched, its requests judged one by one."""
+        path = response_path(self._run.folder.responses, batch, "output")
+        write_results(path, answers, in_doubt)
+        keep(path)
+        known, now = len(answers) + len(in_doubt), time.time()
+        status = "completed" if known == shard.requests else "cancelled"
+        logger.info("%s: %s of %s answered in real time", shard.file_name, f"{len(answers):,}", _counted(shard))
+        return self._run.ledger.move(
+            batch, State.ENDED, batch_id=f"real-time-{batch.token}", status=status, submitted_at=batch.creating_at,
+            ended_at=now, output_file_id="real time", done=len(answers), failed=len(in_doubt),
+        )  # fmt: skip
+
+
+class _Line(msgspec.Struct):
+    custom_id: str
+
+
+def _counted(shard: Shard) -> str:
+    return counted_of(shard.requests, "request")
+
+
+@task(name="rescue", task_run_name="rescue", cache_policy=NO_CACHE)
+def rescue_shards(run: Run, shards: tuple[Shard, ...], owner: str) -> None:
+    """Has the requests of shards answered in real time, shard by shard.
+
+    Raises:
+        OvernightError: what keeps the rest from it; what was answered is kept.
+    """
+    with provider_of(run) as provider:
+        rescue = Rescue(run, provider, owner)
+        for shard in shards:
+            rescue.rescue(shard)

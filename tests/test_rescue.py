@@ -1,0 +1,381 @@
+"""Deadline rescue: what batches have not answered in time is asked for in real time, and nothing is paid twice for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overnight.answers.journal import Journal, begin_journal
+from overnight.errors import JobError, ProviderError, Unauthorized
+from overnight.job.clock import finish_at
+from overnight.job.jobfile import load_job
+from overnight.ledger.records import Batch, Shard
+from overnight.ledger.run import Run, open_run
+from overnight.ledger.states import State
+from overnight.limits.rescue import cancel_at, rescue_at, to_rescue
+from overnight.reports.dry_run import plan_job
+from overnight.reports.report import billed, report_text
+from tasks.cancel import stop_sending
+from tasks.report import summarize
+from tests.conftest import ROOT, MakeJob, ProviderProcess
+from tests.steps import advance, age, build, connected, finish, provider_of
+
+pytestmark = pytest.mark.usefixtures("dialect_key")
+DAY = 86_400.0
+DUE = 20 * 3600 - 600
+"""Seconds after a build with `finish_by: 20h` at which its requests go to real time."""
+LIMITS = {"finish_by": "20h", "poll_seconds": 0.01, "max_requests": 3}
+TEXTS: list[str | None] = [f"t{n}" for n in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("finish_by", "begun", "end"),
+    [
+        ("20h", "2026-11-27T10:00", "2026-11-28T06:00"),
+        ("06:00 UTC", "2026-11-27T05:59", "2026-11-27T06:00"),
+        ("06:00 UTC", "2026-11-27T06:00", "2026-11-28T06:00"),
+        ("06:00 Europe/Berlin", "2026-11-27T04:00", "2026-11-27T05:00"),
+        ("06:00 Europe/Berlin", "2026-03-28T12:00", "2026-03-29T04:00"),  # the night in which clocks go forward
+    ],
+)
+def test_a_job_is_to_be_done_by_a_clock_or_after_hours(finish_by: str, begun: str, end: str) -> None:
+    at = datetime.fromisoformat(begun).replace(tzinfo=UTC).timestamp()
+    assert datetime.fromtimestamp(finish_at(finish_by, at), UTC).isoformat()[:16] == end
+
+
+@pytest.mark.parametrize("finish_by", ["soon", "6:00", "24:00", "0h", "06:00 Middle/Earth", "06:00 ../etc"])
+def test_a_time_that_is_none_is_refused_with_the_job(finish_by: str) -> None:
+    fields = {
+        "name": "a",
+        "task": {"kind": "generate", "prompt": "x"},
+        "model": "m",
+        "limits": {"finish_by": finish_by},
+    }
+    with pytest.raises(JobError, match="finish_by"):
+        load_job(fields)
+
+
+def job_of(profile: str = "openai", **limits: Any) -> Any:
+    fields = {"name": "a", "task": {"kind": "generate", "prompt": "x"}, "model": "m", "provider": {"profile": profile}}
+    return load_job(fields | {"limits": {"finish_by": "10h", **limits}})
+
+
+def shard(number: int, requests: int, *batches: Batch, settled: bool = False) -> Shard:
+    about = {"round": 1, "number": number, "key": "k", "bytes": 9, "tokens": 9, "model": "m", "url": "u"}
+    return Shard(id=number, job="a", settled=settled, hold_until=None, hold_reason=None, requests=requests,
+                 batches=batches, **about)  # type: ignore[arg-type]  # fmt: skip
+
+
+def batch(state: State, *, real_time: bool = False, collected_at: float | None = None) -> Batch:
+    return Batch(
+        id=1, shard_id=1, token="t", state=state, started_at=0.0, real_time=real_time, collected_at=collected_at
+    )
+
+
+@given(st.lists(st.tuples(st.integers(1, 50_000), st.booleans()), max_size=6), st.integers(1, 256))
+def test_the_time_for_it_never_moves_away_as_answers_come(sizes: list[tuple[int, bool]], concurrency: int) -> None:
+    job = job_of(rescue_concurrency=concurrency)
+    before = [shard(n, size) for n, (size, _) in enumerate(sizes)]
+    after = [
+        shard(n, size, batch(State.COLLECTED, collected_at=200.0), settled=True) if done else before[n]
+        for n, (size, done) in enumerate(sizes)
+    ]
+    found = rescue_at(job, before, 100.0)
+    assert found is not None
+    assert 100 + 5 * 3600 <= found < 100 + 10 * 3600
+    assert rescue_at(job, [*after, shard(9, 5)], 100.0) <= rescue_at(job, after, 100.0) == found  # type: ignore[operator]
+
+
+def test_only_what_has_no_batch_goes_to_real_time() -> None:
+    shards = [
+        shard(0, 1),
+        shard(1, 1, batch(State.UPLOADED)),
+        shard(2, 1, batch(State.CREATING)),
+        shard(3, 1, batch(State.UNKNOWN)),
+        shard(4, 1, batch(State.SUBMITTED)),
+        shard(5, 1, batch(State.LOST)),
+        shard(6, 1, batch(State.ENDED)),
+        shard(7, 1, batch(State.CREATING, real_time=True)),
+        shard(8, 1, batch(State.ENDED, real_time=True)),
+        shard(9, 1, settled=True),
+        shard(10, 1, batch(State.REFUSED)),
+    ]
+    assert [one.number for one in to_rescue(shards)] == [0, 1, 7, 10]
+
+
+@pytest.mark.parametrize(
+    ("profile", "rescue_from", "deadline", "cancelled"),
+    [("openai", 5.0, 9.0, 5.0), ("openai", 9.0, 5.0, 5.0), ("openai", 5.0, None, 5.0), ("openai", None, 9.0, 9.0),
+     ("gemini", 5.0, 9.0, 9.0)],
+)  # fmt: skip
+def test_a_batch_is_cancelled_for_it_where_what_it_answered_is_kept(
+    profile: str, rescue_from: float | None, deadline: float | None, cancelled: float
+) -> None:
+    assert cancel_at(job_of(profile), rescue_from, deadline) == cancelled
+
+
+@given(st.lists(st.tuples(st.sampled_from("san"), st.integers(0, 3)), max_size=20), st.integers(0, 60))
+def test_a_journal_that_was_cut_anywhere_tells_what_it_told_before(steps: list[tuple[str, int]], cut: int) -> None:
+    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"journal-{os.getpid()}.jsonl"
+    path.unlink(missing_ok=True)
+    begin_journal(path)
+    sizes, states = [0], [(set[str](), set[str]())]
+    with Journal(path) as journal:
+        for kind, number in steps:
+            name = f"id-{number}"
+            {"s": journal.sent, "n": journal.not_taken}.get(
+                kind, lambda one: journal.answer(b'{"custom_id":"%s","response":{}}\n' % one.encode())
+            )(name)
+            sizes.append(path.stat().st_size)
+            states.append((set(journal.in_doubt), set(journal.answered)))
+    with path.open("r+b") as file:
+        file.truncate(max(0, sizes[-1] - cut))
+    whole = max(at for at, size in enumerate(sizes) if size <= path.stat().st_size)
+    with Journal(path) as again:
+        assert (again.in_doubt, again.answered) == states[whole]
+        again.sent("later")
+    with Journal(path) as again:
+        assert "later" in again.in_doubt
+    path.unlink()
+
+
+def rescued(run: Run) -> pd.DataFrame:
+    """Lets the time for it come, and the job end."""
+    age(run, DUE)
+    finish(run)
+    return pd.read_parquet(run.folder.joined)
+
+
+@pytest.mark.parametrize("profile", ["openai", "mistral", "anthropic"])
+def test_a_batch_that_is_late_is_cancelled_and_what_it_lacks_is_asked_in_real_time(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess, profile: str
+) -> None:
+    """Three batches: one answers all, one a part of it once it is cancelled, one is never sent."""
+    slow = {"polls": 10_000, "answer": 1, "end": "completed"}
+    provider_server.order(batches=[{}, slow])
+    job = make_job(TEXTS, provider=provider_of(profile, provider_server), limits=LIMITS | {"max_open_batches": 2})
+    run = build(job, tmp_path / "home")
+    advance(run)
+    table = rescued(run)
+    assert table["answer"].to_list() == [f"echo: {text}" for text in TEXTS]
+    books = provider_server.books()
+    assert set(books["billed"].values()) == {1}
+    assert set(books["asked"].values()) == {1}
+    assert len(books["billed"]) + len(books["asked"]) == len(TEXTS)
+    assert table["batch_id"].str.startswith("real-time-").sum() == len(books["asked"]) > 0
+
+
+def test_gemini_is_asked_in_openais_form_with_a_key_as_openai_takes_it(
+    provider_server: ProviderProcess, tmp_path: Path
+) -> None:
+    line = b'{"custom_id": "a", "url": "/v1/chat/completions", "body": {"model": "g", "messages": [{"role": "user", "content": "hi"}]}}\n'
+    with connected("gemini", provider_server, tmp_path) as provider:
+        assert b"echo: hi" in provider.answer(line)
+    assert provider_server.books()["asked"] == {"hi": 1}
+
+
+def test_where_a_cancelled_batch_may_keep_nothing_it_is_waited_for(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    provider_server.order(batches=[{"polls": 4}])
+    limits = LIMITS | {"max_open_batches": 1, "max_enqueued_tokens": 10_000}
+    job = make_job(TEXTS[:5], provider=provider_of("gemini", provider_server), limits=limits)
+    run = build(job, tmp_path / "home")
+    advance(run)
+    table = rescued(run)
+    books = provider_server.books()
+    assert "cancel" not in books["calls"]
+    assert sorted(books["asked"].values()) == [1, 1]
+    assert table["answer"].notna().all()
+
+
+def test_nothing_goes_to_real_time_before_it_is_time(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    run = build(make_job(TEXTS, limits=LIMITS), tmp_path / "home")
+    finish(run)
+    assert provider_server.books()["asked"] == {}
+
+
+@pytest.mark.parametrize(
+    ("fault", "verdict", "asked"),
+    [
+        ({"status": 429, "headers": {"Retry-After": "0"}, "times": 3}, "succeeded", 1),
+        ({"status": 503, "headers": {"Retry-After": "0"}}, "succeeded", 1),
+        ({"cut": "before", "effect": True}, "missing", 1),
+        ({"status": 200, "body": "<html>", "effect": True}, "missing", 1),
+    ],
+    ids=["a rate limit", "overloaded", "no reply", "a page"],
+)
+def test_a_request_in_real_time_is_never_paid_twice(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess, fault: dict[str, Any], verdict: str, asked: int
+) -> None:
+    provider_server.order(faults=[{"call": "create", "status": 400, "times": 99}, {"call": "ask", **fault}])
+    run = build(make_job(["a"], limits=LIMITS), tmp_path / "home")
+    table = rescued(run)
+    assert (table["status"].to_list(), provider_server.books()["asked"]) == ([verdict], {"a": asked})
+    again = build(make_job(["a"], limits=LIMITS), tmp_path / "home")  # another night, with the same rows
+    assert all(one.settled for one in again.ledger.shards("texts"))
+
+
+def test_errors_of_a_request_are_judged_as_in_a_batch(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    run = build(make_job(["[400]", "[500 once]", "fine"], limits=LIMITS), tmp_path / "home")
+    table = rescued(run)
+    assert table["status"].to_list() == ["failed", "succeeded", "succeeded"]
+    assert provider_server.books()["asked"] == {"[400]": 1, "[500 once]": 2, "fine": 1}
+
+
+def test_an_account_that_cannot_pay_stops_it_and_what_was_answered_is_kept(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    provider = provider_of("openai", provider_server)
+    run = build(make_job(["a", "b"], limits=LIMITS | {"rescue_concurrency": 1}, provider=provider), tmp_path / "home")
+    age(run, DUE)
+    body = {"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}
+    with connected("openai", provider_server, tmp_path) as client:
+        provider_server.order(faults=[{"call": "ask", "status": 429, "body": body}, {"call": "ask", "status": 401}])
+        for error in (ProviderError, Unauthorized):
+            with pytest.raises(error):
+                client.answer(b'{"custom_id": "x", "url": "/v1/chat/completions", "body": {}}')
+    provider_server.order(faults=[{"call": "ask", "status": 402}])
+    with pytest.raises(ProviderError, match="cannot pay"):
+        advance(run)
+    assert finish(run).statuses == {"succeeded": 2}
+    assert provider_server.books()["asked"] == {"a": 1, "b": 1}
+
+
+def test_what_the_journal_of_a_lost_machine_knew_is_not_sent_again(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    run = build(make_job(["a", "b"], limits=LIMITS), tmp_path / "home")
+    age(run, DUE)
+    provider_server.order(faults=[{"call": "ask", "status": 402}])
+    with pytest.raises(ProviderError):
+        advance(run)
+    (journal,) = run.folder.responses.glob("*.journal.jsonl")
+    journal.unlink()
+    asked = provider_server.books()["asked"]
+    assert finish(run).statuses == {"missing": 2}
+    assert provider_server.books()["asked"] == asked
+    resubmit = make_job(["a", "b"], limits=LIMITS | {"resubmit_lost": True})
+    assert finish(build(resubmit, run.home)).statuses == {"succeeded": 2}
+
+
+def test_a_job_that_is_stopped_ends_with_what_was_answered(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    run = build(make_job(TEXTS[:3], limits=LIMITS | {"rescue_concurrency": 1}), tmp_path / "home")
+    age(run, DUE)
+    provider_server.order(faults=[{"call": "ask", "status": 402}])
+    with pytest.raises(ProviderError):
+        advance(run)
+    stop_sending(run)
+    before = provider_server.books()["asked"]
+    statuses = finish(run).statuses
+    assert statuses["succeeded"] == len(before)
+    assert sum(statuses.values()) == 3
+    assert provider_server.books()["asked"] == before
+
+
+def test_a_budget_holds_at_list_price_and_the_report_says_what_was_rescued(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    provider = provider_of("openai", provider_server) | {"prices": {"input": 10.0, "output": 10.0}}
+    limits = LIMITS | {"budget_usd": 0.05, "max_requests": 1}
+    job = make_job(TEXTS, provider=provider, limits=limits, parameters={"max_tokens": 100}, model="gpt-4o-mini")
+    plan = plan_job(open_run(job, home=str(tmp_path / "home")))
+    assert plan.cost_usd == pytest.approx(2 * 10e-6 * (plan.input_tokens + 800))
+    assert "at the worst all of it, for $" in plan.text
+    run = build(job, tmp_path / "home")
+    age(run, DUE)
+    tally = finish(run)
+    # Ten input and five output tokens each, at twice the batch price.
+    answered = sum(provider_server.books()["asked"].values())
+    shards = run.ledger.shards("texts")
+    assert billed(run.job, shards) == pytest.approx(answered * 15 * 10e-6 * 2)
+    report = report_text(summarize(run, tally, shards, 1.0), tally, shards, run.job)
+    assert f"| rescued in real time | {answered} of {answered} requests, for $0.00240 |" in report
+    assert "saved" not in report
+    (first, *_) = [one for shard in run.ledger.shards("texts") for one in shard.batches if one.real_time]
+    assert first.rates is not None
+    assert first.rates["source"].endswith("in real time")
+
+
+def test_a_budget_without_a_price_of_real_time_is_refused(make_job: MakeJob, provider_server: ProviderProcess) -> None:
+    provider = provider_of("custom", provider_server) | {"prices": {"input": 1.0, "output": 1.0}}
+    job = make_job(["a"], provider=provider, limits=LIMITS | {"budget_usd": 1}, parameters={"max_tokens": 9})
+    with pytest.raises(JobError, match=r"limits\.finish_by with limits\.budget_usd needs the price of real time"):
+        plan_job(open_run(job))
+
+
+_DRIVER = """
+import os, signal, sys
+from overnight.answers.journal import Journal
+from overnight.ledger.run import recorded_run
+from tests.crash_driver import kill_at_step
+from tests.steps import finish
+
+home, where = sys.argv[1:]
+
+
+def die_at_entry(number):
+    write, entries = Journal._write, 0
+
+    def dying(self, entry, line=None):
+        nonlocal entries
+        entries += 1
+        if entries == number and where == "journal, before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self, entry, line)
+        if entries == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Journal._write = dying
+
+
+for number in (1, 2, 3, 1, 2, 3, 4, 5, 6, 10_000):
+    if (child := os.fork()) == 0:
+        if where.startswith("ledger"):
+            kill_at_step(number, before=where == "ledger, before")
+        else:
+            die_at_entry(number)
+        finish(recorded_run("texts", home))
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    if not os.WIFSIGNALED(status):
+        sys.exit(os.waitstatus_to_exitcode(status))
+    print("killed")
+"""
+
+
+@pytest.mark.parametrize("where", ["ledger, before", "ledger, after", "journal, before", "journal, after"])
+def test_killed_at_any_step_each_request_is_asked_once_and_what_is_in_doubt_is_told(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess, where: str
+) -> None:
+    run = build(make_job(TEXTS[:5], limits=LIMITS | {"rescue_concurrency": 1}), tmp_path / "home")
+    age(run, DUE)
+    command = [sys.executable, "-c", _DRIVER, str(run.home), where]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    kills = ended.stdout.count("killed")
+    assert kills >= 3
+    table = pd.read_parquet(run.folder.joined)
+    asked = provider_server.books()["asked"]
+    assert set(asked.values()) <= {1}
+    doubted = table[table["status"] == "missing"]
+    assert len(doubted) <= kills
+    assert set(doubted["error_code"]) <= {"reply_lost"}
+    answered = table[table["status"] == "succeeded"]
+    assert answered["answer"].to_list() == [f"echo: {text}" for text in answered["text"]]
+    assert len(answered) + len(doubted) == 5
