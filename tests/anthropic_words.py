@@ -22,6 +22,8 @@ def lines(wanted: dict[str, Any]) -> bytes:
         assert all(turn["role"] in ("user", "assistant") for turn in params["messages"])
         schema = ((params.get("output_config") or {}).get("format") or {}).get("schema")
         body = {"model": params["model"], "messages": params["messages"]}
+        if any("cache_control" in part for part in params.get("system") or ()):
+            body["cached"] = True
         if schema:
             body["response_format"] = {"json_schema": {"schema": schema}}
         made.append(json.dumps({"custom_id": one["custom_id"], "body": body}))
@@ -94,8 +96,11 @@ def message(completion: dict[str, Any]) -> dict[str, Any]:
     (choice,) = completion["choices"]
     said = choice["message"]
     text = said["refusal"] or said["content"]
-    usage = {"input_tokens": completion["usage"]["prompt_tokens"], "output_tokens": completion["usage"]["completion_tokens"],
-             "cache_read_input_tokens": 0, "cache_creation_input_tokens": 0, "service_tier": "batch"}  # fmt: skip
+    told = completion["usage"]
+    written = told.get("written", 0)
+    usage = {"input_tokens": told["prompt_tokens"], "output_tokens": told["completion_tokens"],
+             "cache_read_input_tokens": 0, "cache_creation_input_tokens": written, "service_tier": "batch",
+             "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": written}}  # fmt: skip
     return {
         "id": "msg_1", "type": "message", "role": "assistant", "model": completion["model"],
         "content": [{"type": "text", "text": text, "citations": None}], "stop_sequence": None, "usage": usage,

@@ -43,6 +43,7 @@ SETTINGS = {
     "processing",      # looks at files that find them pending; no batch is made of such a file (Azure)
     "file_status",     # False: files have no status (DeepInfra)
     "prefix",          # of batch ids (Gemini)
+    "written",         # tokens that a message with a mark writes to the cache of an hour (Anthropic)
     "template_tokens", # counted for each request besides its text, which is counted too then
 }  # fmt: skip
 FAULT = re.compile(r"\[(\d{3}|refuse|cut|garbage)( once)?\]")
@@ -148,6 +149,7 @@ class Provider:
         self.file_status = True
         self.prefix = ""
         self.template_tokens: int | None = None
+        self.written = 0
         self.created: list[dict[str, Any]] = []
         self.keys_elsewhere: list[str] = []
 
@@ -299,6 +301,8 @@ class Provider:
             if self.template_tokens is not None and behaviour.shape == "openai" and result["response"]:
                 counted = len(json.dumps(line["body"])) // 4 + self.template_tokens
                 result["response"]["body"].setdefault("usage", {})["prompt_tokens"] = counted
+            if self.written and line["body"].get("cached"):
+                result["response"]["body"]["usage"]["written"] = self.written
             status = (result.get("response") or {}).get("status_code", 200 if result.get("response") else 0)
             failed = not 200 <= status < 300 and not behaviour.mixed
             copies = 0 if at in behaviour.drop else 2 if at in behaviour.twice else 1

@@ -16,16 +16,21 @@ from overnight.answers.lines import read_result
 from overnight.answers.readers import answer_reader
 from overnight.errors import BatchHeld, InvalidRequests, JobError, LedgerError, ReplyLost
 from overnight.job.answer import Answer
+from overnight.job.jobfile import load_job
 from overnight.job.profiles import Profile
 from overnight.ledger.states import State
+from overnight.limits.budget import most_cost
 from overnight.providers import inline
 from overnight.providers.adoption import may_be_of
 from overnight.providers.connect import connect
 from overnight.providers.dialects.anthropic import ANTHROPIC, MAX_TOKENS, params_of, request
+from overnight.providers.dialects.dialect import Order
 from overnight.providers.inline import InlineProvider
 from overnight.providers.replies import RemoteBatch
+from overnight.reports.report import report_text
 from tasks.doctor import Examination
 from tasks.recover import recover
+from tasks.report import summarize
 from tests.conftest import MakeJob, ProviderProcess
 from tests.steps import advance, build, connected, finish, provider_of, run_job, without_ledger
 
@@ -129,7 +134,7 @@ def test_it_is_refused_with_its_line_before_anything_is_sent(
 def reply(result: dict[str, Any], answer: Answer | None = None) -> dict[str, Any]:
     line = json.dumps({"custom_id": "a", "result": result}).encode()
     read = answer_reader(answer or Answer.text())(read_result(line))
-    return {name: getattr(read, name) for name in read.__struct_fields__ if getattr(read, name) not in (None, ())}
+    return {name: getattr(read, name) for name in read.__struct_fields__ if getattr(read, name) not in (None, (), 0)}
 
 
 def message(**fields: Any) -> dict[str, Any]:
@@ -140,7 +145,14 @@ def message(**fields: Any) -> dict[str, Any]:
     return {"type": "succeeded", "message": {**said, "usage": usage, **fields}}
 
 
-COUNTED = {"model": "m-1", "input_tokens": 28, "output_tokens": 7, "cached_tokens": 20, "reasoning_tokens": 2}
+COUNTED = {
+    "model": "m-1",
+    "input_tokens": 28,
+    "output_tokens": 7,
+    "cached_tokens": 20,
+    "reasoning_tokens": 2,
+    "written_tokens": 3,
+}
 USE = {"type": "tool_use", "id": "t", "name": "look", "input": {"a": "x"}}
 
 
@@ -246,6 +258,74 @@ def test_what_is_sent_after_a_restart_is_what_was_planned(
     with pytest.raises(LedgerError, match="not as it was planned"):
         advance(run)
     assert provider_server.books()["batches"] == []
+
+
+LONG = "Be brief. " * 110
+
+
+def lines_with(systems: list[str | None], **fields: Any) -> list[bytes]:
+    found = []
+    for number, system in enumerate(systems):
+        told = [{"role": "system", "content": system}] if system else []
+        body = {"model": "m", "messages": [*told, {"role": "user", "content": f"t{number}"}], **fields}
+        found.append(json.dumps(LINE | {"custom_id": f"a{number}", "body": body}).encode())
+    return found
+
+
+def marked(lines: list[bytes], *, caches: bool = True) -> list[bool]:
+    order = Order("f", "u", "m", {}, "24h", expires_outputs=False, lines=lines, caches_system=caches)
+    asked = json.loads(b"".join(ANTHROPIC.order(order)))["requests"]
+    for one in asked:
+        TypeAdapter(Request).validate_python(one, strict=False)
+    assert [one["custom_id"] for one in asked] == [f"a{number}" for number in range(len(lines))]
+    return ["cache_control" in (one["params"].get("system") or [{}])[-1] for one in asked]
+
+
+@pytest.mark.parametrize(
+    ("systems", "cached"),
+    [
+        ([LONG, LONG, LONG], [True, True, True]),
+        ([LONG, "other " * 300, LONG], [False, False, False]),
+        (["other " * 300, LONG, LONG], [False, True, True]),
+        ([None, LONG, LONG, None], [False, True, True, False]),
+        (["short", "short"], [False, False]),
+        ([LONG], [False]),
+        ([], []),
+    ],
+)
+def test_a_system_text_that_neighbours_share_is_marked_to_be_cached(
+    systems: list[str | None], cached: list[bool]
+) -> None:
+    assert marked(lines_with(systems)) == cached
+    assert marked(lines_with(systems), caches=False) == [False] * len(systems)
+
+
+def test_what_a_job_marks_itself_stays_as_it_is() -> None:
+    assert marked(lines_with([LONG, LONG], cache_control=CACHE)) == [False, False]
+
+
+def test_what_was_written_to_a_cache_is_counted_apart_and_priced_so(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    usage = {"input_tokens": 5, "output_tokens": 7, "cache_creation_input_tokens": 3000,
+             "cache_creation": {"ephemeral_5m_input_tokens": 1000, "ephemeral_1h_input_tokens": 2000}}  # fmt: skip
+    line = json.dumps({"custom_id": "a", "result": message(usage=usage)}).encode()
+    read = answer_reader(Answer.text())(read_result(line))
+    assert (read.input_tokens, read.written_tokens, read.written_hour_tokens) == (3005, 1000, 2000)
+    provider_server.order(written=2000)
+    task = {"kind": "generate", "prompt": "{{ text }}", "system": LONG}
+    provider = provider_of("anthropic", provider_server)
+    job = make_job(["a", "b"], task=task, provider=provider, model="claude-sonnet-4-5", parameters={"max_tokens": 9})
+    run = build(job, tmp_path / "home")
+    tally = finish(run)
+    (shard,) = run.ledger.shards("texts")
+    assert (shard.batches[0].usage or {})["written_hour_tokens"] == 4000
+    assert shard.batches[0].cost_usd == pytest.approx(2 * (10 * 1.5 + 5 * 7.5 + 2000 * 3) / 1e6)
+    report = report_text(summarize(run, tally, [shard], 1.0), tally, [shard], run.job)
+    assert "| written to a cache, by all attempts | 4,000, of them 4,000 for an hour |" in report
+    assert most_cost(run.job, shard, None) > 1.9 * most_cost(
+        load_job(job | {"provider": provider | {"cache_system": False}}), shard, None
+    )
 
 
 def a_strangers_batch(server: ProviderProcess, requests: int) -> str:

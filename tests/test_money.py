@@ -17,7 +17,7 @@ from overnight.ledger.states import State
 from overnight.limits.admission import admissible
 from overnight.limits.budget import affordable, most_cost, output_limit, spending
 from overnight.limits.canary import last_canary
-from overnight.limits.prices import Rates, listed_rates
+from overnight.limits.prices import Rates, Written, listed_rates
 from overnight.reports.dry_run import plan_job as plan
 from tests.conftest import MakeJob, ProviderProcess
 from tests.steps import build, run_job
@@ -185,8 +185,23 @@ def test_a_request_is_priced_by_its_own_tokens(model: str, tokens: int, dollars:
     rates = listed_rates(model, "openai", 0.5)
     assert rates is not None
     assert rates.cost(tokens, 0) == pytest.approx(dollars)
-    assert rates.costs(*(np.array([float(one)]) for one in (tokens, 0, 0)))[0] == pytest.approx(dollars)
+    given, nothing = np.array([float(tokens)]), np.zeros(1)
+    assert rates.costs(given, nothing, nothing)[0] == pytest.approx(dollars)
     assert rates.cost(1_000_000, 0, largest=tokens) == pytest.approx(1_000_000 * dollars / tokens)
+
+
+def test_what_is_written_to_a_cache_and_read_from_it_has_prices_of_its_own() -> None:
+    """Sonnet's batch prices per million: 1.5 fresh, 1.875 and 3 to write for minutes and for an hour, 0.15 to read."""
+    rates = listed_rates("claude-sonnet-4-5", "anthropic", 0.5)
+    assert rates is not None
+    cost = rates.cost(100_000, 0, 10_000, Written(20_000, 30_000))
+    assert cost == pytest.approx((40_000 * 1.5 + 10_000 * 0.15 + 20_000 * 1.875 + 30_000 * 3) / 1e6)
+    real = rates.in_real_time
+    assert real is not None
+    assert real.cost(100_000, 0, 10_000, Written(20_000, 30_000)) == pytest.approx(2 * cost)
+    assert Rates.recorded(rates.as_record()) == rates
+    older = rates.as_record() | {"tiers": [tier[:4] for tier in rates.as_record()["tiers"]]}
+    assert Rates.recorded(older).cost(100, 0, 0, Written(50, 50)) == Rates.recorded(older).cost(100, 0)
 
 
 def test_a_budget_holds_over_all_runs_and_more_money_sends_the_rest(

@@ -25,6 +25,8 @@ class _Usage(msgspec.Struct):
     cache_read_input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
     """Anthropic's: beside the input tokens, where others count what was cached among them."""
+    cache_creation: Any = None
+    """Of them, for how long: `ephemeral_5m_input_tokens` and `ephemeral_1h_input_tokens`."""
 
 
 _NOT_TOLD = _Usage()
@@ -187,6 +189,7 @@ def reply_with(body: Body, verdict: Verdict, answer: Any, fields: Sequence[Any] 
     given = usage.prompt_tokens_details or usage.input_tokens_details
     made = usage.completion_tokens_details or usage.output_tokens_details
     beside = [usage.cache_read_input_tokens, usage.cache_creation_input_tokens]
+    hour = _count(usage.cache_creation, "ephemeral_1h_input_tokens") or 0
     return Reply(
         verdict,
         answer,
@@ -203,6 +206,8 @@ def reply_with(body: Body, verdict: Verdict, answer: Any, fields: Sequence[Any] 
         _count(given, "cached_tokens") if given else usage.cache_read_input_tokens,
         tier if isinstance(tier, str) else None,
         _count(made, "reasoning_tokens", "thinking_tokens") if made else None,
+        written_tokens=max(0, (usage.cache_creation_input_tokens or 0) - hour),
+        written_hour_tokens=hour,
     )
 
 

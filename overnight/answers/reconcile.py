@@ -10,6 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,7 +26,7 @@ from overnight.job.prompt import answer_of
 from overnight.ledger.request_files import whole_file
 from overnight.ledger.run import Run
 from overnight.limits.budget import batch_rates
-from overnight.limits.prices import Rates
+from overnight.limits.prices import Rates, Written
 from overnight.rows.lines import BUFFER_BYTES, custom_ids
 from overnight.store.objects import forget
 from overnight.store.parquet import TableWriter, write_parquet
@@ -33,6 +34,8 @@ from overnight.store.parquet import TableWriter, write_parquet
 logger = logging.getLogger("overnight.parse")
 
 USAGE = ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens")
+WRITTEN = ("written_tokens", "written_hour_tokens")
+"""To a cache: they are priced and counted, and have no column."""
 
 
 _FLUSH_ROWS = 2048
@@ -108,10 +111,11 @@ class PartWriter:
             *fields,
             *(_told(replies, name) for name in (*self._extras, *_TOLD)),
         ]
+        written = Written(*(np.array(_told(replies, name), float) for name in WRITTEN))
         types = self._schema.types
         arrays = [pa.array(column, types[at]) for at, column in enumerate(columns)]
         arrays += [
-            self._costs(*(arrays[self._schema.get_field_index(name)] for name in USAGE[:3])),
+            self._costs(written, *(arrays[self._schema.get_field_index(name)] for name in USAGE[:3])),
             pa.repeat(pa.scalar(self._batch_id, pa.string()), len(replies)),
             _texts(self._raws),
         ]
@@ -119,14 +123,16 @@ class PartWriter:
         self._table.write(batch)
         self.rows += batch.num_rows
         self._meter(batch)
+        self.usage.update({name: int(to.sum()) for name, to in zip(WRITTEN, written, strict=True) if to.any()})
         self._ids, self._replies, self._raws = [], [], []
 
-    def _costs(self, given: pa.Array, made: pa.Array, cached: pa.Array) -> pa.Array:
+    def _costs(self, written: Written, given: pa.Array, made: pa.Array, cached: pa.Array) -> pa.Array:
         """USD of each answer by its own tokens, at the rates that stood when it was asked for."""
         self._largest = max(self._largest, pc.max(given).as_py() or 0)
         if self._rates is None:
             return pa.nulls(len(given), pa.float64())
-        costs = self._rates.costs(*(counts.fill_null(0).to_numpy().astype(float) for counts in (given, made, cached)))
+        tokens = [one.fill_null(0).to_numpy().astype(float) for one in (given, made, cached)]
+        costs = self._rates.costs(tokens[0], tokens[1], tokens[2], written)
         told = pc.or_(given.is_valid(), made.is_valid())
         found = pc.if_else(told, pa.array(costs), None)
         self.cost_usd += pc.sum(found).as_py() or 0.0

@@ -53,6 +53,10 @@ class Reply(msgspec.Struct, frozen=True):
     """Mean over the answer's tokens, where they were asked for."""
     probability: float | None = None
     """Of the label, from the same."""
+    written_tokens: int = 0
+    """Input tokens that the provider wrote to a cache for minutes, which cost more (Anthropic)."""
+    written_hour_tokens: int = 0
+    """The same of a cache for an hour."""
     answers: tuple[str | None, ...] | None = None
     """All answers of a request that asks for several; None at the place of one that is not valid."""
 

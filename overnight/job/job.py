@@ -80,6 +80,9 @@ class ProviderChoice(Part, title="Provider"):
     the block gives."""
     completion_window: str | None = None
     """How long the provider may take, such as `24h`."""
+    cache_system: bool | None = None
+    """Mark a system text that requests share to be cached for an hour, where the provider takes marks (anthropic, which
+    does it unless told otherwise): reading it costs a tenth, writing it twice as much."""
     prices: Prices | None = Field(default=None, title="Prices")
     """USD per million tokens, where the price list has none."""
 
@@ -91,6 +94,7 @@ class ProviderChoice(Part, title="Provider"):
             has_batch_api=True if self.base_url else None,
             api_key_env=self.api_key_env,
             completion_window=self.completion_window,
+            caches_system=self.cache_system,
         )
 
 

@@ -56,6 +56,8 @@ class Profile(BaseModel):
     keeps_cancelled: bool = False
     """Whether a cancelled batch hands over what it has answered, and nothing else is billed, as far as it is
     documented: only then is one cancelled so that the rest can be asked for in real time."""
+    caches_system: bool = False
+    """Whether a system text that neighbouring requests share is marked to be cached for an hour (Anthropic)."""
     expires_outputs: bool = False
     """Whether `output_expires_after` is taken."""
     discount: float | None = None

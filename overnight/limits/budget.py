@@ -17,7 +17,7 @@ from overnight.job.task import TOKEN_LIMITS
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.shards import Limit
 from overnight.ledger.states import State
-from overnight.limits.prices import Rates, job_rates
+from overnight.limits.prices import Rates, Written, job_rates
 from overnight.rows.tokens import MOST_TEMPLATE_TOKENS, PLANNED_TOKENS, dense_tokens
 from overnight.text import dollars
 
@@ -158,7 +158,9 @@ def most_cost(job: Job, shard: Shard, counted: Measured | None, batch: Batch | N
     given, largest = most_input(shard, counted)
     # A cut answer is asked for again with twice the tokens each time (`answers.retry`).
     made = shard.requests * (output_limit(job) or 0) * 2**shard.reask
-    return rates.cost(given, made, largest=largest)
+    # What a cached system text costs is not known before: at the most all of it is written, by every request.
+    cached = job.profile.caches_system and getattr(job.task, "system", None) and not (batch and batch.real_time)
+    return rates.cost(given, made, written=Written(0, given if cached else 0), largest=largest)
 
 
 def planned_cost(job: Job, shard: Shard) -> float:
@@ -195,7 +197,8 @@ def _told_cost(rates: Rates, shard: Shard, batch: Batch) -> float:
         return batch.cost_usd
     usage = batch.usage or {}
     given = usage.get("input_tokens", 0)
-    return rates.cost(given, usage.get("output_tokens", 0), usage.get("cached_tokens", 0),
+    written = Written(usage.get("written_tokens", 0), usage.get("written_hour_tokens", 0))
+    return rates.cost(given, usage.get("output_tokens", 0), usage.get("cached_tokens", 0), written,
                       largest=given / max(1, shard.requests))  # fmt: skip
 
 

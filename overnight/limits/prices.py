@@ -18,6 +18,16 @@ _MILLION = 1_000_000
 Amounts = npt.NDArray[np.float64]
 
 
+class Written(NamedTuple):
+    """Tokens that were written to a cache: numbers, or arrays of them by request."""
+
+    for_minutes: Any
+    for_hour: Any
+
+
+NOTHING = Written(0, 0)
+
+
 class Tier(NamedTuple):
     """USD per token of the requests with more than so many input tokens: long contexts cost more, all of them."""
 
@@ -26,6 +36,15 @@ class Tier(NamedTuple):
     output: float
     cached: float
     """For input tokens that the provider had cached."""
+    written: float | None = None
+    """For input tokens that are written to a cache for minutes; None: as any other."""
+    written_for_hour: float | None = None
+    """The same of a cache for an hour."""
+
+    def times(self, factor: float) -> Tier:
+        """The same with other prices."""
+        prices = (None if price is None else price * factor for price in self[1:])
+        return Tier(self.above, *prices)  # type: ignore[arg-type]  # what is not None stays so
 
 
 @dataclass(frozen=True)
@@ -60,8 +79,7 @@ class Rates:
             return self
         if (times := self.real_time) is None:
             return None
-        tiers = tuple(Tier(t.above, t.input * times, t.output * times, t.cached * times) for t in self.tiers)
-        return Rates(tiers, f"{self.source}, in real time", 1.0)
+        return Rates(tuple(tier.times(times) for tier in self.tiers), f"{self.source}, in real time", 1.0)
 
     @property
     def free(self) -> bool:
@@ -69,28 +87,47 @@ class Rates:
         return not any(tier.input or tier.output for tier in self.tiers)
 
     def cost(
-        self, input_tokens: float, output_tokens: float, cached_tokens: float = 0, *, largest: float | None = None
+        self,
+        input_tokens: float,
+        output_tokens: float,
+        cached_tokens: float = 0,
+        written: Written = NOTHING,
+        *,
+        largest: float | None = None,
     ) -> float:
-        """USD for some tokens; cached ones are among the input.
+        """USD for some tokens; those read from a cache, and written to one, are among the input.
 
         Args:
             input_tokens: of all requests.
             output_tokens: of all requests.
             cached_tokens: of all requests.
+            written: to a cache, of all requests.
             largest: input tokens of the largest request, which is the bound where there are several; None: it is one.
         """
         size = input_tokens if largest is None else largest
         tier = next(one for one in reversed(self.tiers) if one.above == 0 or size > one.above)
-        fresh = input_tokens - cached_tokens
-        return fresh * tier.input + cached_tokens * tier.cached + output_tokens * tier.output
+        found: float = _cost(tier, input_tokens, output_tokens, cached_tokens, written)
+        return found
 
-    def costs(self, given: Amounts, made: Amounts, cached: Amounts) -> Amounts:
-        """USD of single requests by their input, output and cached tokens, which are among the input."""
+    def costs(self, given: Amounts, made: Amounts, cached: Amounts, written: Written = NOTHING) -> Amounts:
+        """USD of single requests by their input and output tokens, those read from a cache and those written to one."""
         found = np.zeros(len(given))
         for tier in self.tiers:
-            cost = (given - cached) * tier.input + cached * tier.cached + made * tier.output
+            cost = _cost(tier, given, made, cached, written)
             found = np.where((given > tier.above) | (tier.above == 0), cost, found)
         return found
+
+
+def _cost(tier: Tier, given: Any, made: Any, cached: Any, written: Written) -> Any:
+    """USD at one tier's rates, of numbers or of arrays."""
+    minutes, hour = written
+    fresh = given - cached - minutes - hour
+    dear = minutes * _or(tier.written, tier.input) + hour * _or(tier.written_for_hour, tier.input)
+    return fresh * tier.input + cached * tier.cached + dear + made * tier.output
+
+
+def _or(price: float | None, otherwise: float) -> float:
+    return otherwise if price is None else price
 
 
 def job_rates(job: Job, model: str | None = None) -> Rates | None:
@@ -126,7 +163,7 @@ def listed_rates(model: str, provider: str, discount: float | None) -> Rates | N
     if discount is None:
         return Rates(standard, "genai-prices, standard price: no batch price is known")
     part = 1 - discount
-    reduced = tuple(Tier(t.above, t.input * part, t.output * part, t.cached * part) for t in standard)
+    reduced = tuple(tier.times(part) for tier in standard)
     return Rates(reduced, f"genai-prices, standard price less {discount:.0%}", 1 / part)
 
 
@@ -139,11 +176,14 @@ def _listed_tiers(model: str, provider: str, *, batch: bool) -> tuple[Tier, ...]
         return None
     price = found.model_price
     given, made, cached = price.input_mtok, price.output_mtok, price.cache_read_mtok
-    starts = {0} | {tier.start for one in (given, made, cached) if isinstance(one, TieredPrices) for tier in one.tiers}
+    minutes, hour = price.cache_write_mtok, price.cache_write_1h_mtok
+    every = (given, made, cached, minutes, hour)
+    starts = {0} | {tier.start for one in every if isinstance(one, TieredPrices) for tier in one.tiers}
     return tuple(
-        Tier(start, _at(given, start), _at(made, start), _at(given if cached is None else cached, start))
+        Tier(start, _at(given, start), _at(made, start), _at(given if cached is None else cached, start),
+             None if minutes is None else _at(minutes, start), None if hour is None else _at(hour, start))
         for start in sorted(starts)
-    )
+    )  # fmt: skip
 
 
 def _at(price: Decimal | TieredPrices | None, start: int) -> float:

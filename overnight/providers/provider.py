@@ -186,7 +186,8 @@ class Provider:
         # two paid batches. Whether the first made one is asked of the listing instead.
         once = self._client.with_options(max_retries=0, timeout=120)
         window, expires = self.profile.completion_window, self.profile.expires_outputs
-        order = Order(file_id, url, model, metadata, window, expires, lines_of(requests) if requests else ())
+        lines, caches = lines_of(requests) if requests else (), self.profile.caches_system
+        order = Order(file_id, url, model, metadata, window, expires, lines, caches)
         try:
             made = self._ordered(once, order, until)
         except openai.APIStatusError as error:

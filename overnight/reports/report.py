@@ -200,11 +200,12 @@ def _money(summary: Summary, tally: Tally, job: Job, attempts: Sequence[Attempt]
     rows = [
         ("input tokens", f"{tally.input_tokens:,}"),
         ("of them cached", cached),
+        *_written(attempts),
         ("output tokens", f"{tally.output_tokens:,}"),
         ("cost of these answers", f"{dollars(summary.cost_usd)} ({source})"),
     ]
     asked, dear = _rescued(job, attempts)
-    if rates and rates.real_time and summary.cost_usd and dear is not None and dear < summary.cost_usd:
+    if rates and rates.real_time and summary.cost_usd and dear is not None and summary.cost_usd - dear > 1e-9:
         spent = dear + (summary.cost_usd - dear) * rates.real_time
         rows.append(("in real time", f"{dollars(spent)}: {dollars(spent - summary.cost_usd)} saved"))
     if asked:
@@ -224,6 +225,15 @@ def _money(summary: Summary, tally: Tally, job: Job, attempts: Sequence[Attempt]
         *_hours(attempts),
     ]
     return "\n\n".join(["## Tokens and cost", *([tokens] if tally.input_tokens else []), table(["", ""], rows)])
+
+
+def _written(attempts: Sequence[Attempt]) -> Iterator[tuple[str, str]]:
+    """What caching the shared text cost: tokens that were written to a cache, by all attempts."""
+    used = Counter[str]()
+    for one in attempts:
+        used.update(one.batch.usage or {})
+    if written := used["written_tokens"] + used["written_hour_tokens"]:
+        yield "written to a cache, by all attempts", f"{written:,}, of them {used['written_hour_tokens']:,} for an hour"
 
 
 def _rescued(job: Job, attempts: Sequence[Attempt]) -> tuple[list[Attempt], float | None]:

@@ -32,6 +32,8 @@ class Order(NamedTuple):
     """Whether to say how long result files are to be kept."""
     lines: Iterable[bytes] = ()
     """The requests themselves, for a dialect that takes no files."""
+    caches_system: bool = False
+    """Whether a shared system text is marked to be cached."""
 
 
 class Page(NamedTuple):
