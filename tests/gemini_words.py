@@ -6,6 +6,8 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from google.genai.types import SingleEmbedContentResponse
+
 STATES = {
     "validating": "PENDING", "in_progress": "RUNNING", "finalizing": "RUNNING", "completed": "SUCCEEDED",
     "failed": "FAILED", "expired": "EXPIRED", "cancelling": "RUNNING", "cancelled": "CANCELLED",
@@ -19,6 +21,16 @@ def order(wanted: dict[str, Any], model: str) -> dict[str, Any]:
         "input_file_id": batch["inputConfig"]["fileName"].removeprefix("files/"), "endpoint": "/v1/chat/completions",
         "completion_window": "24h", "metadata": {"name": batch["displayName"]}, "model": model,
     }  # fmt: skip
+
+
+def lines(content: bytes) -> bytes:
+    """Embedding requests as lines of the kind that the provider works on."""
+    found = []
+    for line in content.splitlines():
+        asked = json.loads(line)
+        (part,) = asked["request"]["content"]["parts"]
+        found.append(json.dumps({"custom_id": asked["key"], "body": {"input": part["text"]}}))
+    return "".join(one + "\n" for one in found).encode()
 
 
 def operation(batch: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -80,6 +92,13 @@ def result(line: bytes) -> bytes:
         usage = told["response"]["body"].pop("usage")
     except (ValueError, KeyError, TypeError):
         return line
+    if "data" in told["response"]["body"]:
+        vector = told["response"]["body"]["data"][0]["embedding"]
+        single = SingleEmbedContentResponse.model_validate(
+            {"embedding": {"values": vector}, "tokenCount": usage["prompt_tokens"]}
+        )
+        response = single.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return json.dumps({"key": told["custom_id"], "response": response}).encode() + b"\n"
     given, made = usage["prompt_tokens"], usage["completion_tokens"]
     told["response"]["body"]["usage"] = {"promptTokens": given, "completionTokens": made, "totalTokens": given + made}
     return json.dumps(told).encode() + b"\n"

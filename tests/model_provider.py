@@ -15,6 +15,7 @@ from typing import Any
 
 from overnight.errors import NotFound, ProviderUnavailable, QueueFull, ReplyLost
 from overnight.job.profiles import Profile
+from overnight.providers.inline import InlineProvider
 from overnight.providers.provider import Provider
 from overnight.providers.replies import TERMINAL, RemoteBatch, RemoteError, RemoteFile
 from overnight.store.files import atomic_path
@@ -59,11 +60,11 @@ class Made:
 
 
 class ModelProvider(Provider):
-    """Answers at once; works when it is told to."""
+    """Answers at once; works when it is told to. Its batches are known again by `evidence`."""
 
-    def __init__(self, profile: Profile, seam: Callable[[], None], *, echo: bool) -> None:
+    def __init__(self, profile: Profile, seam: Callable[[], None], evidence: str) -> None:
         self.profile, self.address = profile, profile.base_url or ""
-        self._seam, self._echo = seam, echo
+        self._seam, self._evidence = seam, evidence
         self.skew = 0.0
         self.plans: list[Plan] = []
         self.trouble: Counter[str] = Counter()
@@ -110,7 +111,7 @@ class ModelProvider(Provider):
         metadata: Mapping[str, str],
         until: float = 0,
         model: str = "",  # noqa: ARG002 - the seam's
-        requests: Path | None = None,  # noqa: ARG002 - the seam's
+        requests: Path | None = None,
     ) -> RemoteBatch:
         before = self.skew
         self._seam()
@@ -123,19 +124,27 @@ class ModelProvider(Provider):
             raise ProviderUnavailable("Cannot find file")
         if plan.reply == "nothing":
             raise ReplyLost("500")
-        lines = self.uploads[file_id][1].splitlines()
-        made = Made(f"batch-{len(self.made)}", file_id, dict(metadata), self.now(), plan,
-                    [json.loads(line)["custom_id"] for line in lines])  # fmt: skip
-        self.made[made.id] = made
+        made = self.make(file_id, metadata, plan, self._requests(file_id, requests))
         self._seam()
         if plan.reply == "lost":
             raise ReplyLost("cut")
         return self._told(made)
 
+    def make(self, file_id: str, metadata: Mapping[str, str], plan: Plan, ids: list[str]) -> Made:
+        """Makes a batch."""
+        made = Made(f"batch-{len(self.made)}", file_id, dict(metadata), self.now(), plan, ids)
+        self.made[made.id] = made
+        return made
+
+    def _requests(self, file_id: str, requests: Path | None) -> list[str]:  # noqa: ARG002 - for who has no files
+        return [json.loads(line)["custom_id"] for line in self.uploads[file_id][1].splitlines()]
+
     def _told(self, made: Made) -> RemoteBatch:
-        return RemoteBatch(made.id, made.status, made.file, made.files.get("output"), made.files.get("error"),
-                           created_at=made.at, errors=made.plan.errors if made.status == "failed" else (),
-                           metadata=made.metadata if self._echo else None)  # fmt: skip
+        # Times are told as the ledger has them: it was moved back by as much as the clock has jumped since.
+        return RemoteBatch(made.id, made.status, made.file if self._evidence in ("both", "file") else None,
+                           made.files.get("output"), made.files.get("error"), total=len(made.ids),
+                           created_at=made.at - self.skew, errors=made.plan.errors if made.status == "failed" else (),
+                           metadata=made.metadata if self._evidence in ("both", "metadata") else None)  # fmt: skip
 
     def retrieve(self, batch_id: str) -> RemoteBatch:
         self._seam()
@@ -195,3 +204,31 @@ class ModelProvider(Provider):
                 text = "".join(json.dumps(line) + "\n" for line in found)
                 self.uploads[made.files[kind]] = (made.files[kind], text.encode())
         made.delivered = {line["custom_id"] for line in lines["output"]}
+
+
+class NamelessProvider(ModelProvider, InlineProvider):
+    """The same without files and marks, as Anthropic is: a batch is known by its results, which tell of each request."""
+
+    def upload(self, path: Path, name: str | None = None) -> RemoteFile:
+        self._seam()
+        return InlineProvider.upload(self, path, name)
+
+    def file(self, file_id: str) -> RemoteFile:
+        return RemoteFile(file_id, file_id, None, ready=True)
+
+    def _requests(self, file_id: str, requests: Path | None) -> list[str]:  # noqa: ARG002 - for who has files
+        assert requests is not None
+        return [json.loads(line)["custom_id"] for line in requests.read_bytes().splitlines()]
+
+    def first_custom_id(self, batch_id: str) -> str | None:
+        self._seam()
+        if self._fails("download"):
+            raise ProviderUnavailable("cut")
+        results = self.uploads[self.made[batch_id].files["output"]][1]
+        return str(json.loads(results.splitlines()[0])["custom_id"]) if results else None
+
+    def _end(self, made: Made, end: str) -> None:
+        super()._end(made, "completed" if end == "failed" else end)
+        parts = [self.uploads[made.files[kind]][1] for kind in ("output", "error") if kind in made.files]
+        made.files = {"output": f"{made.id}-results"}
+        self.uploads[made.files["output"]] = (made.files["output"], b"".join(parts))

@@ -403,6 +403,11 @@ def answer_line(request: dict[str, Any], attempt: int, shape: str) -> dict[str, 
         return wrap(
             request["custom_id"], status, {"error": {"message": f"ordered {fault}", "type": code, "code": code}}, shape
         )
+    if "input" in body:
+        embedding = {"object": "embedding", "index": 0, "embedding": [float(len(body["input"])), 0.5]}
+        usage = {"prompt_tokens": 3, "total_tokens": 3}
+        found = {"object": "list", "data": [embedding], "model": body.get("model"), "usage": usage}
+        return wrap(request["custom_id"], 200, found, shape)
     message = {
         "role": "assistant",
         "content": said(body, text, fault),
@@ -604,8 +609,11 @@ class Handler(BaseHTTPRequestHandler):
             return "delete", lambda fault: self._delete(name, fault)
         if parts[0] == "files":
             return "file", lambda fault: self._answer(fault, gemini.described(provider.described(name)))
-        if verb == "batchGenerateContent":
-            self._content = json.dumps(gemini.order(json.loads(self._content), name)).encode()
+        if verb in ("batchGenerateContent", "asyncBatchEmbedContent"):
+            wanted = gemini.order(json.loads(self._content), name)
+            if verb == "asyncBatchEmbedContent" and (content := provider.contents.get(wanted["input_file_id"])):
+                provider.contents[wanted["input_file_id"]] = gemini.lines(content)
+            self._content = json.dumps(wanted).encode()
             return "create", lambda fault: self._create(fault, gemini.operation)
         if parts == ["batches"]:
             batches = [gemini.operation(batch) for batch in provider.page(None, 1 << 20)["data"]]

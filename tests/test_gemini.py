@@ -156,8 +156,49 @@ def test_a_batch_that_expires_without_results_is_sent_again_in_smaller_ones(
     assert set(provider_server.books()["billed"].values()) == {1}
 
 
-def test_a_lost_ledger_is_recovered_by_the_display_names(
+def test_embeddings_are_asked_in_its_own_form(
     make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    provider_server.order(faults=[{"call": "create", "status": 500, "effect": True}])
+    task = {"kind": "embed", "input": "{{ text }}"}
+    provider = provider_of("gemini", provider_server)
+    job = make_job(["a", "bcd", None], task=task, provider=provider, model="gemini-embedding-001")
+    run, table = run_job(job, tmp_path / "home")
+    assert [None if one is None else list(one) for one in table["embedding"]] == [[1.0, 0.5], [3.0, 0.5], None]
+    assert table["input_tokens"].sum() == 6
+    assert set(provider_server.books()["billed"].values()) == {1}
+    assert provider_server.books()["calls"]["create"] == 1
+    (shard,) = run.ledger.shards("texts")
+    assert shard.batches[0].verdicts == {"succeeded": 2}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "request_", "refused"),
+    [
+        ({}, {"content": {"parts": [{"text": "hi"}]}}, None),
+        ({"dimensions": 64}, {"content": {"parts": [{"text": "hi"}]}, "output_dimensionality": 64}, None),
+        (
+            {"encoding_format": "base64"},
+            None,
+            "gemini's embeddings have no 'encoding_format': leave it out of parameters",
+        ),
+        ({"input": ["a", "b"]}, None, "gemini embeds one text a request"),
+    ],
+)
+def test_an_embedding_is_said_as_gemini_has_it_or_refused(
+    parameters: dict[str, Any], request_: dict[str, Any] | None, refused: str | None
+) -> None:
+    body = {"model": "m", "input": "hi", **parameters}
+    line = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": body}).encode()
+    assert GEMINI.line is not None
+    assert GEMINI.refused is not None
+    assert GEMINI.refused(line) == refused
+    if request_ is not None:
+        assert json.loads(GEMINI.line(line)) == {"key": "a", "request": request_}
+
+
+def test_a_lost_ledger_is_recovered_by_the_display_names(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess, requests: Path
 ) -> None:
     limits = {"max_requests": 2, "poll_seconds": 0.02, "max_enqueued_tokens": 100_000}
     texts: list[str | None] = [f"t{n}" for n in range(5)]
@@ -166,8 +207,7 @@ def test_a_lost_ledger_is_recovered_by_the_display_names(
     advance(build(job, tmp_path / "home"), patience=0)
     run = without_ledger(job, tmp_path / "home")
     with connect(run.job.profile, run.home) as provider:
-        (another := tmp_path / "another.jsonl").write_text('{"custom_id": "a", "body": {"messages": []}}\n')
-        provider.create(provider.upload(another).id, "/v1/chat/completions", MARKS, model="m")
+        provider.create(provider.upload(requests).id, "/v1/chat/completions", MARKS, model="m")
         found = recover(run, provider)
         assert (found.batches, found.without_file) == (3, 0)
     assert finish(build(job, run.home)).statuses == {"succeeded": 5}

@@ -35,7 +35,7 @@ from tasks.parse import parse_batch
 from tasks.submit import admit, submit
 from tasks.validate import plan_staged
 from tasks.wait import poll_all
-from tests.model_provider import NO_FILE, QUEUE_FULL, ModelProvider, Plan
+from tests.model_provider import NO_FILE, QUEUE_FULL, ModelProvider, NamelessProvider, Plan
 
 ROWS = 6
 FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -54,6 +54,9 @@ PLANS = st.builds(
 STEPS = st.sampled_from(["submit", "submit", "look", "collect", "build"])
 OTHERS = st.lists(STEPS, max_size=4) | st.just(["submit"] * 4)
 JUMPS = st.sampled_from([5, 25, 65, 200])
+EVIDENCE = st.sampled_from(["both", "metadata", "file", "results"])
+"""By what a batch is known again: metadata and input file (OpenAI), one of them (Mistral, Gemini; some that speak its
+language), or its results alone (Anthropic)."""
 MAY_BE_ASKED_AGAIN = ("retryable", "expired", "missing")
 
 
@@ -94,8 +97,8 @@ class Seams:
 class SubmitProtocol(RuleBasedStateMachine):
     """Whatever is interleaved, it ends with every row answered for and nothing paid that was not owed."""
 
-    @initialize(echo=st.booleans(), plans=st.lists(PLANS, min_size=4, max_size=9))
-    def start(self, echo: bool, plans: list[Plan]) -> None:
+    @initialize(evidence=EVIDENCE, plans=st.lists(PLANS, min_size=4, max_size=9))
+    def start(self, evidence: str, plans: list[Plan]) -> None:
         self.folder = Path(tempfile.mkdtemp(dir=FAST))
         rows = self.folder / "rows.jsonl"
         rows.write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(ROWS)))
@@ -105,7 +108,8 @@ class SubmitProtocol(RuleBasedStateMachine):
                "limits": {"max_requests": 2, "poll_seconds": 10}}  # fmt: skip
         self.run: Run = open_run(job, home=str(self.folder / "home"))
         self.seams = Seams()
-        self.provider = ModelProvider(self.run.job.profile, self.seams.call, echo=echo)
+        kind = NamelessProvider if evidence == "results" else ModelProvider
+        self.provider = kind(self.run.job.profile, self.seams.call, evidence)
         self.provider.plans = plans
         self.engine = self.run.ledger._engine
         plan_staged(self.run, stage(self.run))
@@ -139,6 +143,12 @@ class SubmitProtocol(RuleBasedStateMachine):
     @rule(only=st.none() | st.integers(0, 2))
     def the_provider_works(self, only: int | None) -> None:
         self.provider.work(only=only)
+
+    @precondition(lambda self: isinstance(self.provider, NamelessProvider))
+    @rule(requests=st.integers(1, 2), lag=LAGS)
+    def another_program_makes_a_batch_of_our_size(self, requests: int, lag: int) -> None:
+        number = len(self.provider.made)
+        self.provider.make("", {}, Plan(lag=lag), [f"theirs-{number}-{one}" for one in range(requests)])
 
     @precondition(lambda self: self.provider.made)
     @rule(which=st.integers(0, 5))

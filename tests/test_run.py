@@ -497,7 +497,7 @@ def test_a_batch_that_is_made_when_another_process_went_on_is_cancelled(
             else:
                 run.ledger.move(unknown, State.SUBMITTED, batch_id=found)
 
-    provider = ModelProvider(run.job.profile, go_on, echo=True)
+    provider = ModelProvider(run.job.profile, go_on, "both")
     with leased(run.ledger, run.job.name) as owner, pytest.raises(LedgerError, match="another process moved it on"):
         submit(run, provider, run.ledger.shards(run.job.name)[0], owner)
     assert [made.status for made in provider.made.values()] == ["cancelling"]

@@ -63,6 +63,9 @@ class Body(msgspec.Struct):
     content: Any = None
     stop_reason: str | None = None
     """Of a message of Anthropic's."""
+    embedding: Any = None
+    """Of an embedding of Gemini's: `{values}`."""
+    tokenCount: int | None = None  # noqa: N815 - the words of the same
     service_tier: Any = None
 
 
@@ -200,7 +203,7 @@ def reply_with(body: Body, verdict: Verdict, answer: Any, fields: Sequence[Any] 
         body.model,
         next(
             (one for one in (usage.prompt_tokens, _sum(usage.input_tokens, *beside)) if one is not None),
-            usage.promptTokens,
+            usage.promptTokens if body.tokenCount is None else body.tokenCount,
         ),
         next((one for one in (usage.completion_tokens, usage.output_tokens) if one is not None), _rest(usage)),
         _count(given, "cached_tokens") if given else usage.cache_read_input_tokens,

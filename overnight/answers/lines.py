@@ -167,11 +167,13 @@ def _error_line(result: _Result) -> ResultLine:
 
 
 def _read_loosely(line: bytes) -> ResultLine:
-    """Lines whose fields have unusual types, or the completion directly under `response` (Nebius)."""
+    """Lines whose fields have unusual types, the body directly under `response` (Nebius), or a `key` (Gemini)."""
     try:
         loose = msgspec.json.decode(line)
     except RecursionError as error:
         return _unreadable(line, error)
+    if isinstance(loose, dict) and "custom_id" not in loose and "key" in loose:
+        loose["custom_id"] = loose["key"]
     if not isinstance(loose, dict) or not isinstance(loose.get("custom_id"), str):
         raise ValueError("no object with a custom_id")  # noqa: TRY004 - a line's fault, not a caller's
     response = loose.get("response")

@@ -237,6 +237,8 @@ def _typed(value: Any, kind: pa.DataType) -> Any:
 def _read_embedding(body: Body) -> Reply:
     first = body.data[0] if body.data else None
     vector = first.get("embedding") if isinstance(first, dict) else None
+    if isinstance(body.embedding, dict):
+        vector = body.embedding.get("values")
     if isinstance(vector, str):
         try:
             vector = np.frombuffer(base64.b64decode(vector, validate=True), dtype="<f4").tolist()

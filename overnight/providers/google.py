@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote, urlsplit
 
 import httpx2
@@ -11,9 +12,9 @@ import openai
 
 from overnight.errors import NotFound, ProviderUnavailable
 from overnight.providers.dialects.dialect import Order
-from overnight.providers.dialects.gemini import read_file
+from overnight.providers.dialects.gemini import read_file, verb
 from overnight.providers.download import receive
-from overnight.providers.provider import UPLOAD_SECONDS_PER_MB, Provider, arrived, check_time, posted
+from overnight.providers.provider import UPLOAD_SECONDS_PER_MB, Provider, arrived, check_time, lines_of, posted
 from overnight.providers.replies import RemoteFile
 
 
@@ -29,7 +30,7 @@ class GoogleProvider(Provider):
         model = quote(order.model.removeprefix("models/"), safe="")
         check_time(until)
         body = b"".join(self.dialect.order(order))
-        return posted(once, f"/models/{model}:batchGenerateContent", body, len(body))
+        return posted(once, f"/models/{model}:{verb(order.url)}", body, len(body))
 
     def _real_time_client(self) -> openai.OpenAI:
         """OpenAI's form has an address of its own there, and takes the key as OpenAI does."""
@@ -37,7 +38,14 @@ class GoogleProvider(Provider):
 
     def upload(self, path: Path, name: str | None = None) -> RemoteFile:
         """Uploads a request file: an address is asked for, and takes the bytes. Costs nothing."""
-        size, shown = path.stat().st_size, name or path.name
+        shown = name or path.name
+        with tempfile.TemporaryFile() as said:  # its size is told before
+            said.writelines(map(self.dialect.line, lines_of(path)) if self.dialect.line else lines_of(path))
+            size = said.tell()
+            said.seek(0)
+            return self._upload(said, size, shown)
+
+    def _upload(self, stream: IO[bytes], size: int, shown: str) -> RemoteFile:
         there = urlsplit(self.address)
         begin = f"{there.scheme}://{there.netloc}/upload{there.path.rstrip('/')}/files"
         kind = "application/jsonl"
@@ -46,7 +54,7 @@ class GoogleProvider(Provider):
             "X-Goog-Upload-Header-Content-Length": str(size), "X-Goog-Upload-Header-Content-Type": kind,
         }  # fmt: skip
         seconds = max(600.0, size / 1e6 * UPLOAD_SECONDS_PER_MB)
-        with self._translated("upload"), httpx2.Client(timeout=seconds) as client, path.open("rb") as stream:
+        with self._translated("upload"), httpx2.Client(timeout=seconds) as client:
             about = {"file": {"displayName": shown, "mimeType": kind}}
             started = client.post(begin, headers=self._headers | asked, json=about)
             self._check(started, "upload")

@@ -119,5 +119,7 @@ class Dialect:
     """A line of a request file as a request in real time."""
     answer: Callable[[str, int, Any], dict[str, Any]] = answer
     """The reply to it, by custom_id, status and body, as a line of a result file."""
+    line: Callable[[bytes], bytes] | None = None
+    """A line of a request file as it is uploaded. None: all are as they stand."""
     refused: Callable[[bytes], str | None] | None = None
     """What in a line of a request file this dialect cannot say. None: it takes OpenAI's lines as they are."""

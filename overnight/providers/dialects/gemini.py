@@ -1,7 +1,8 @@
 """Gemini's batches (Developer API): files of their own kind, and lines of OpenAI's in them.
 
 Sources: ai.google.dev/api/batch-api and its guide (states, `displayName`, `batchStats`), google-genai 3.6.1
-(`batches.py`, `files.py`), and for lines of OpenAI's form LiteLLM 1.110.2 (`llms/gemini/batches`); November 2026.
+(`batches.py`, `files.py`, `SingleEmbedContentResponse`), and for lines of OpenAI's form LiteLLM 1.110.2
+(`llms/gemini/batches`); November 2026.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
+
+from overnight.job.task import EMBEDDINGS
 from overnight.providers.dialects.dialect import Dialect, Order, Page, said, seconds_of
 from overnight.providers.replies import RemoteBatch, RemoteError, RemoteFile, status_word
 from overnight.text import printable
@@ -22,6 +26,33 @@ _MARKS = ("overnight_attempt", "overnight_shard", "overnight_job")
 def _order(order: Order) -> Iterator[bytes]:
     name = "overnight-{overnight_attempt}-{overnight_shard}-{overnight_job}".format_map(order.metadata)
     return said({"batch": {"displayName": name, "inputConfig": {"fileName": order.file_id}}})
+
+
+def verb(url: str) -> str:
+    """What a model is asked to do with a file of requests."""
+    return "asyncBatchEmbedContent" if url == EMBEDDINGS else "batchGenerateContent"
+
+
+def _line(line: bytes) -> bytes:
+    """A line as it is uploaded: a chat completion's as it stands, an embedding's in Gemini's own form."""
+    asked = msgspec.json.decode(line)
+    if asked["url"] != EMBEDDINGS:
+        return line
+    body = asked["body"]
+    request: dict[str, Any] = {"content": {"parts": [{"text": body["input"]}]}}
+    if "dimensions" in body:
+        request["output_dimensionality"] = body["dimensions"]
+    return msgspec.json.encode({"key": asked["custom_id"], "request": request}) + b"\n"
+
+
+def _refused(line: bytes) -> str | None:
+    asked = msgspec.json.decode(line)
+    if asked["url"] != EMBEDDINGS:
+        return None
+    body = asked["body"]
+    if unknown := sorted(body.keys() - {"model", "input", "dimensions"}):
+        return f"gemini's embeddings have no {unknown[0]!r}: leave it out of parameters"
+    return None if isinstance(body["input"], str) else "gemini embeds one text a request"
 
 
 def _page(page: Page) -> dict[str, str | int]:
@@ -92,5 +123,6 @@ def _headers(key: str) -> dict[str, str]:
 
 
 GEMINI = Dialect(
-    "/batches", _order, _page, _read, _has_more, entries=_entries, token=_token, read_file=read_file, headers=_headers
-)
+    "/batches", _order, _page, _read, _has_more, entries=_entries, token=_token, read_file=read_file,
+    headers=_headers, line=_line, refused=_refused,
+)  # fmt: skip
