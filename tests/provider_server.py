@@ -665,7 +665,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _ask(self, fault: Fault | None) -> None:
         """A request in real time, which is billed whatever becomes of the reply; Anthropic has words of its own."""
-        body, in_words = json.loads(self._content), "x-api-key" in self.headers
+        body, in_words = json.loads(self._content), urlsplit(self.path).path.endswith("/messages")
         if in_words:
             body = json.loads(anthropic.lines({"requests": [{"custom_id": "", "params": body}]}))["body"]
         with self.provider.lock:

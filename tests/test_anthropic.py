@@ -18,6 +18,7 @@ from overnight.errors import BatchHeld, InvalidRequests, JobError, LedgerError, 
 from overnight.job.answer import Answer
 from overnight.job.jobfile import load_job
 from overnight.job.profiles import Profile
+from overnight.ledger.run import open_run
 from overnight.ledger.states import State
 from overnight.limits.budget import most_cost
 from overnight.providers import inline
@@ -27,6 +28,7 @@ from overnight.providers.dialects.anthropic import ANTHROPIC, MAX_TOKENS, params
 from overnight.providers.dialects.dialect import Order
 from overnight.providers.inline import InlineProvider
 from overnight.providers.replies import RemoteBatch
+from overnight.reports.dry_run import plan_job
 from overnight.reports.report import report_text
 from tasks.doctor import Examination
 from tasks.recover import recover
@@ -129,6 +131,17 @@ def test_it_is_refused_with_its_line_before_anything_is_sent(
         build(job, tmp_path / "home")
     assert len(raised.value.problems) == 1
     assert provider_server.books()["calls"] == {}
+
+
+def test_a_plan_shows_what_is_sent_and_by_what_a_batch_is_known_again(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess
+) -> None:
+    task = {"kind": "generate", "prompt": "{{ text }}", "system": "Be brief."}
+    job = make_job(["a"], provider=provider_of("anthropic", provider_server), task=task)
+    plan = plan_job(open_run(job, home=str(tmp_path / "home"))).text
+    assert '"system": [' in plan
+    assert f'"max_tokens": {MAX_TOKENS}' in plan
+    assert "| after a lost reply its batch is known by | its results: " in plan
 
 
 def reply(result: dict[str, Any], answer: Answer | None = None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -12,12 +11,13 @@ from typing import Any
 
 from overnight.builds.checks import check_files, check_run
 from overnight.builds.staging import build_into
-from overnight.job.profiles import require_batch_api
+from overnight.job.profiles import Profile, require_batch_api
 from overnight.ledger.builder import Build
 from overnight.ledger.database import ledger_exists
 from overnight.ledger.run import Run
 from overnight.limits.budget import spending
 from overnight.limits.hours import endpoint_hours
+from overnight.providers.dialects import dialect_of
 from overnight.reports.plan import Plan, Unsendable, joint_plan, make_plan
 from overnight.store.parquet import read_batches
 
@@ -28,7 +28,7 @@ def plan_of(run: Run, build: Build, staging: Path) -> Plan:
     """Adds a staged build up."""
     shards = run.ledger.shards(run.job.name) if ledger_exists(run.home) else []
     so_far = spending(run.job, shards) if run.job.limits.budget_usd is not None else None
-    samples, why = _sample_bodies(staging, build), _unsendable(staging, build)
+    samples, why = _sample_bodies(staging, build, run.job.profile), _unsendable(staging, build)
     return make_plan(run.job, build, samples, why, so_far, endpoint_hours(run.job.profile))
 
 
@@ -46,11 +46,13 @@ def _unsendable(staging: Path, build: Build) -> list[Unsendable]:
     return [Unsendable(code, rows, *first[code]) for code, rows in counts.most_common()]
 
 
-def _sample_bodies(staging: Path, build: Build) -> list[dict[str, Any]]:
+def _sample_bodies(staging: Path, build: Build, profile: Profile) -> list[dict[str, Any]]:
+    """The first requests, in the provider's words."""
     if not build.shards:
         return []
     with (staging / build.shards[0].file_name).open("rb") as lines:
-        return [json.loads(line)["body"] for line in islice(lines, _SAMPLES)]
+        question = dialect_of(profile).question
+        return [dict(question(line).body) for line in islice(lines, _SAMPLES)]
 
 
 def check_plan(run: Run) -> None:

@@ -18,6 +18,7 @@ from overnight.limits.budget import Spending, output_limit
 from overnight.limits.hours import hours_text
 from overnight.limits.prices import Rates, job_rates
 from overnight.limits.rescue import rescue_begins
+from overnight.providers.dialects import dialect_of
 from overnight.rows.tokens import BYTES_PER_TOKEN, estimated_tokens
 from overnight.text import code, counted_of, dollars, inline, printable, table, when
 
@@ -153,6 +154,10 @@ def _figures(job: Job, build: Build, sent: int, size: int, given: int, made: int
         ("distinct requests", f"{build.requests:,}"),
         ("answered already or on their way", f"{build.known:,}"),
         ("to be sent", f"{going}, {size:,} bytes" if sent else _nothing(build)),
+        (
+            "after a lost reply its batch is known by",
+            dialect_of(job.profile).evidence if job.profile.lists_batches else "nothing: its batches cannot be listed",
+        ),
         ("input tokens", f"about {given:,} (estimated at {BYTES_PER_TOKEN} bytes each)"),
         ("output tokens", "unknown: parameters.max_tokens is not set" if made is None else f"{bound}{made:,}"),
         (

@@ -278,5 +278,6 @@ def _answer(custom_id: str, status: int, body: Any) -> dict[str, Any]:
 
 ANTHROPIC = Dialect(
     "/messages/batches", _order, _page, _read, _has_more,
+    evidence="its results: its requests wait until a batch that may be theirs has ended",
     headers=_headers, refused=_refused, question=_question, answer=_answer,
 )  # fmt: skip

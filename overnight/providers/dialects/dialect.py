@@ -107,6 +107,8 @@ class Dialect:
     """A reply as a batch; None where it is not one."""
     has_more: Callable[[Mapping[str, Any], Page], bool | None]
     """Whether a listing goes on after a page; None where its reply does not tell."""
+    evidence: str = "its metadata, else its input file"
+    """By what a batch is known again whose create call got no reply."""
     entries: Callable[[Mapping[str, Any]], Any] = _data
     """The entries of a list's page."""
     token: Callable[[Mapping[str, Any], str], str | None] = _last_id

@@ -123,6 +123,6 @@ def _headers(key: str) -> dict[str, str]:
 
 
 GEMINI = Dialect(
-    "/batches", _order, _page, _read, _has_more, entries=_entries, token=_token, read_file=read_file,
-    headers=_headers, line=_line, refused=_refused,
+    "/batches", _order, _page, _read, _has_more, evidence="its display name",
+    entries=_entries, token=_token, read_file=read_file, headers=_headers, line=_line, refused=_refused,
 )  # fmt: skip

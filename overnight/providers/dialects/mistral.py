@@ -70,4 +70,4 @@ def _errors(errors: Any) -> Iterator[RemoteError]:
             yield RemoteError("error", f"{printable(error.get('message') or '')}{times}", None)
 
 
-MISTRAL = Dialect("/batch/jobs", _order, _page, _read, _has_more)
+MISTRAL = Dialect("/batch/jobs", _order, _page, _read, _has_more, evidence="its metadata")
