@@ -30,6 +30,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from tests import anthropic_words as anthropic
 from tests import gemini_words as gemini
 from tests import mistral_words as mistral
+from tests import xai_words as xai
 
 SETTINGS = {
     "key",             # that calls have to come with
@@ -497,7 +498,7 @@ class Handler(BaseHTTPRequestHandler):
         self._content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
-        path = url.path.removeprefix("/v1")
+        path = url.path.removeprefix("/xai").removeprefix("/v1")
         if path == "/_reset":
             Handler.current = Provider()
             return self._reply(200, {})
@@ -520,7 +521,10 @@ class Handler(BaseHTTPRequestHandler):
         if both or (self.provider.key and key != self.provider.key and "upload_id" not in query):
             return self._reply(401, error_body("Incorrect API key provided", "invalid_api_key"))
         asked = path.endswith(("/completions", "/messages"))
-        call, effect = ("ask", self._ask) if asked else self._route(path, query)
+        if self.path.startswith("/xai/v1/batches"):
+            call, effect = self._route_xai(path.split("/")[2:], query)
+        else:
+            call, effect = ("ask", self._ask) if asked else self._route(path, query)
         fault = self.provider.fault_for(call)
         if fault is None:
             return effect(None)
@@ -621,6 +625,32 @@ class Handler(BaseHTTPRequestHandler):
         if verb == "cancel":
             return "cancel", lambda fault: self._answer(fault, gemini.operation(provider.cancel(name)))
         return "retrieve", lambda fault: self._answer(fault, gemini.operation(provider.look(name)))
+
+    def _route_xai(self, parts: list[str], query: dict[str, str]) -> tuple[str, Callable[[Fault | None], None]]:
+        """xAI's calls: verbs behind a colon, results in pages."""
+        provider, size, token = self.provider, int(query.get("limit", 20)), query.get("pagination_token")
+        if not parts and self.command == "POST":
+            self._content = json.dumps(xai.order(json.loads(self._content))).encode()
+            return "create", lambda fault: self._create(fault, self._xai_batch)
+        if not parts:
+            batches = [self._xai_batch(batch) for batch in provider.page(None, 1 << 20)["data"]]
+            return "list", lambda fault: self._answer(fault, xai.page("batches", batches, size, token))
+        name, _, verb = parts[0].partition(":")
+        if verb == "cancel":
+            return "cancel", lambda fault: self._answer(fault, self._xai_batch(provider.cancel(name)))
+        if parts[-1] == "results":
+            batch = provider.batches.get(name)
+            found = xai.page("results", self._xai_results(batch), size, token) if batch else None
+            return "content", lambda fault: self._answer(fault, found)
+        return "retrieve", lambda fault: self._answer(fault, self._xai_batch(provider.look(name)))
+
+    def _xai_batch(self, batch: dict[str, Any] | None) -> dict[str, Any] | None:
+        known = self.provider._lines(batch) if batch else []
+        return xai.batch(batch, len(known), self._xai_results(batch) if batch else [])
+
+    def _xai_results(self, batch: dict[str, Any]) -> list[Any]:
+        names = ("output_file_id", "error_file_id")
+        return xai.results(b"".join(self.provider.contents.get(str(batch[name]), b"") for name in names))
 
     def _one_file(self, name: str) -> str:
         """The id of a batch's one result file, made of the two that others have."""

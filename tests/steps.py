@@ -35,7 +35,8 @@ PATIENCE = 60.0
 
 
 def provider_of(profile: str, server: ProviderProcess) -> dict[str, Any]:
-    return {"profile": profile, "base_url": server.base_url, "api_key_env": "OVERNIGHT_KEY_DIALECT"}
+    address = server.base_url.replace("/v1", "/xai/v1") if profile == "xai" else server.base_url
+    return {"profile": profile, "base_url": address, "api_key_env": "OVERNIGHT_KEY_DIALECT"}
 
 
 def connected(profile: str, server: ProviderProcess, home: Path) -> Provider:

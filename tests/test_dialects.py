@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,13 @@ import pandas as pd
 import pytest
 from mistralai.client import Mistral
 
-from overnight.errors import Unauthorized
+from overnight.answers.lines import read_result
+from overnight.answers.readers import answer_reader
+from overnight.errors import DownloadCut, Unauthorized
+from overnight.job.answer import Answer
 from overnight.job.profiles import Profile
 from overnight.providers.dialects.mistral import MISTRAL, _hours
+from overnight.providers.dialects.xai import XAI
 from overnight.providers.provider import Provider
 from overnight.providers.replies import RemoteBatch, RemoteError
 from tests.cases import Case, check_case
@@ -23,7 +28,7 @@ from tests.test_failure_modes import FAILURES
 
 pytestmark = pytest.mark.usefixtures("dialect_key")
 
-DIALECTS = ("openai", "mistral", "anthropic", "gemini")
+DIALECTS = ("openai", "mistral", "anthropic", "gemini", "xai")
 
 
 LACKING = {
@@ -37,6 +42,10 @@ LACKING = {
         "failure 09", "failure 16",  # no file is uploaded
         "failure 07", "failure 10", "failure 15",  # a batch is never failed as a whole
         "failure 05: failed", "failure 05: a full queue", "failure 14: the result file is not there for long",
+    ),
+    "xai": (
+        "failure 01: a batch without failures",
+        "failure 15", "failure 10",  # its errors of a batch tell no line
     ),
     "gemini": (
         "failure 02: the answers stand", "failure 10", "failure 15",  # errors stand beside the answers
@@ -128,6 +137,64 @@ def test_a_window_is_as_many_hours_as_mistral_takes(window: str, hours: int) -> 
 )  # fmt: skip
 def test_mistrals_jobs_are_read_with_suspicion(reply: Any, batch: RemoteBatch | None) -> None:
     assert MISTRAL.read(reply) == batch
+
+
+@pytest.mark.parametrize(
+    ("state", "about", "status", "file"),
+    [
+        ({}, {}, "validating", None),
+        ({"num_requests": 3, "num_pending": 2, "num_success": 1}, {}, "in_progress", None),
+        ({"num_requests": 3, "num_success": 2, "num_error": 1}, {}, "completed", "b"),
+        ({"num_requests": 3, "num_pending": 1}, {"cancel_time": "2026-11-27"}, "cancelling", None),
+        ({"num_requests": 3, "num_success": 1, "num_cancelled": 2}, {"cancel_time": "2026-11-27"}, "cancelled", "b"),
+        ({"num_requests": 3}, {"cancel_time": "2026-11-28", "expire_time": "2026-11-28"}, "expired", None),
+        ({"num_requests": 3}, {"cancel_time": "2026-11-27", "cancel_by_xai_message": "bad file"}, "failed", None),
+    ],
+)
+def test_xais_counters_are_read_as_a_status(
+    state: dict[str, int], about: dict[str, str], status: str, file: str | None
+) -> None:
+    name = {"name": "overnight-ab12-cd34-a-job", "create_time": "2026-11-27"}
+    batch = XAI.read({"batch_id": "b", "state": state, **name, **about})
+    assert batch is not None
+    assert (batch.status, batch.output_file_id, batch.created_at) == (status, file, None)
+    assert batch.metadata == {"overnight_attempt": "ab12", "overnight_shard": "cd34", "overnight_job": "a-job"}
+    assert [error.message for error in batch.errors] == (["bad file"] if status == "failed" else [])
+
+
+@pytest.mark.parametrize(
+    ("result", "verdict"),
+    [
+        ({"response": {"chat_get_completion": {"choices": [{"message": {"content": "hi"}}]}}}, "succeeded"),
+        ({"error": {"code": 400, "message": "bad"}}, "failed"),
+        ({"error": {"code": 500, "message": "busy"}}, "retryable"),
+        ({}, "retryable"),
+    ],
+)
+def test_xais_results_are_read_as_they_come(result: dict[str, Any], verdict: str) -> None:
+    line = json.dumps({"batch_request_id": "a", "batch_result": result}).encode()
+    read = read_result(line)
+    assert (read.custom_id, answer_reader(Answer.text())(read).verdict) == ("a", verdict)
+
+
+def test_xais_results_come_in_pages_and_have_to_be_all(
+    provider_server: ProviderProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("overnight.providers.xai._PAGE", 2)
+    line = '{"custom_id": "a%d", "body": {"model": "m", "messages": [{"role": "user", "content": "hi"}]}}\n'
+    (tmp_path / "a.jsonl").write_text("".join(line % number for number in range(5)))
+    marks = {"overnight_job": "j", "overnight_attempt": "ab", "overnight_shard": "cd"}
+    with connected("xai", provider_server, tmp_path) as provider:
+        made = provider.create(provider.upload(tmp_path / "a.jsonl").id, "/v1/chat/completions", marks).id
+        assert [batch.metadata for batch in provider.batches()] == [marks]
+        provider.retrieve(made)
+        provider.download(made, tmp_path / "results")
+        assert len((tmp_path / "results").read_bytes().splitlines()) == 5
+        few = {"results": [{"batch_request_id": "a0"}]}
+        provider_server.order(faults=[{"call": "content", "status": 200, "body": few, "times": 9}])
+        with pytest.raises(DownloadCut, match="1 results came of 5"):
+            provider.download(made, tmp_path / "few")
+    assert not (tmp_path / "few").exists()
 
 
 def test_all_pages_of_jobs_and_files_are_listed(

@@ -166,14 +166,26 @@ def _error_line(result: _Result) -> ResultLine:
     )
 
 
+def _renamed(line: dict[str, Any]) -> dict[str, Any]:
+    """A line whose fields have other names: `key` (Gemini), `batch_request_id` and `batch_result` (xAI)."""
+    if "key" in line:
+        return line | {"custom_id": line["key"]}
+    result = line.get("batch_result")
+    if "batch_request_id" not in line or not isinstance(result, dict):
+        return line
+    response = result.get("response")  # an object with one field, which is named after the endpoint
+    body = next(iter(response.values()), None) if isinstance(response, dict) else None
+    return {"custom_id": line["batch_request_id"], "response": body, "error": result.get("error")}
+
+
 def _read_loosely(line: bytes) -> ResultLine:
-    """Lines whose fields have unusual types, the body directly under `response` (Nebius), or a `key` (Gemini)."""
+    """Lines whose fields have unusual types, the body directly under `response` (Nebius), or other names."""
     try:
         loose = msgspec.json.decode(line)
     except RecursionError as error:
         return _unreadable(line, error)
-    if isinstance(loose, dict) and "custom_id" not in loose and "key" in loose:
-        loose["custom_id"] = loose["key"]
+    if isinstance(loose, dict) and "custom_id" not in loose:
+        loose = _renamed(loose)
     if not isinstance(loose, dict) or not isinstance(loose.get("custom_id"), str):
         raise ValueError("no object with a custom_id")  # noqa: TRY004 - a line's fault, not a caller's
     response = loose.get("response")

@@ -23,7 +23,7 @@ class Profile(BaseModel):
     name: str
     as_of: str
     """The month in which its facts were read in the provider's own documentation."""
-    dialect: Literal["openai", "mistral", "anthropic", "gemini"] = "openai"
+    dialect: Literal["openai", "mistral", "anthropic", "gemini", "xai"] = "openai"
     """The form of its Batch API; a file each in `overnight/providers/dialects`."""
     base_url: str | None = None
     api_key_env: str | None = None

@@ -11,6 +11,7 @@ from overnight.providers.inline import InlineProvider
 from overnight.providers.keys import check_key
 from overnight.providers.local import local_endpoint
 from overnight.providers.provider import Provider
+from overnight.providers.xai import XaiProvider
 
 
 def is_embedded(profile: Profile) -> bool:
@@ -54,5 +55,5 @@ def connect(
         profile = profile.overridden(base_url=local_endpoint(home))
     elif api_key is None:
         check_key(profile)
-    kinds = {"anthropic": InlineProvider, "gemini": GoogleProvider}
+    kinds = {"anthropic": InlineProvider, "gemini": GoogleProvider, "xai": XaiProvider}
     return kinds.get(profile.dialect, Provider)(profile, api_key, organization, project)

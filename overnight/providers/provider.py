@@ -201,7 +201,7 @@ class Provider:
             if never_sent(error):
                 raise self._refused(error, "create batch") from None
             raise ReplyLost(f"the create call got no answer: {cause_of(error)}") from None
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, ValueError) as error:
             raise ReplyLost(f"the create call's answer cannot be read: {error}") from None
         batch = self.dialect.read(made)
         if batch is None:
@@ -244,7 +244,7 @@ class Provider:
             if never_sent(error):
                 raise NotTaken(self._refused(error, "a request").message) from None
             raise ReplyLost(f"a request got no answer: {cause_of(error)}") from None
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, ValueError) as error:
             raise ReplyLost(f"the answer to a request cannot be read: {error}") from None
         if not isinstance(body, dict):
             raise ReplyLost("a request was answered with a page that is no answer")
@@ -351,7 +351,7 @@ class Provider:
             yield
         except openai.OpenAIError as error:
             raise self._refused(error, call) from None
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, ValueError) as error:  # the SDK does not catch that a reply is half of its JSON
             raise ProviderUnavailable(f"{call}: {cause_of(error)}") from None
 
     def _refused(self, error: openai.OpenAIError, call: str) -> OvernightError:

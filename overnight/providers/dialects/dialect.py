@@ -46,6 +46,21 @@ class Page(NamedTuple):
     """What the page before said of the next one (`token`)."""
 
 
+_NAME = re.compile(r"overnight-([0-9a-f]+)-([0-9a-f]+)-(.+)")
+_MARKS = ("overnight_attempt", "overnight_shard", "overnight_job")
+
+
+def marked_name(order: Order) -> str:
+    """The name of a batch that can have no metadata: the attempt's token, the shard's key, and the job."""
+    return "-".join(["overnight", *(order.metadata[mark] for mark in _MARKS)])
+
+
+def marks_in(name: Any) -> dict[str, str] | None:
+    """What a batch's name says of it; None where it is not ours."""
+    found = _NAME.fullmatch(name) if isinstance(name, str) else None
+    return dict(zip(_MARKS, found.groups(), strict=True)) if found else None
+
+
 def bearer(key: str) -> dict[str, str]:
     """The headers of most."""
     return {"Authorization": f"Bearer {key}"}

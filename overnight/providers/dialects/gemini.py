@@ -7,25 +7,19 @@ Sources: ai.google.dev/api/batch-api and its guide (states, `displayName`, `batc
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from overnight.job.task import EMBEDDINGS
-from overnight.providers.dialects.dialect import Dialect, Order, Page, said, seconds_of
+from overnight.providers.dialects.dialect import Dialect, Order, Page, marked_name, marks_in, said, seconds_of
 from overnight.providers.replies import RemoteBatch, RemoteError, RemoteFile, status_word
 from overnight.text import printable
 
-_NAME = re.compile(r"overnight-([0-9a-f]+)-([0-9a-f]+)-(.+)")
-"""A batch's display name: the attempt's token, the shard's key, and the job. It has no metadata."""
-_MARKS = ("overnight_attempt", "overnight_shard", "overnight_job")
-
 
 def _order(order: Order) -> Iterator[bytes]:
-    name = "overnight-{overnight_attempt}-{overnight_shard}-{overnight_job}".format_map(order.metadata)
-    return said({"batch": {"displayName": name, "inputConfig": {"fileName": order.file_id}}})
+    return said({"batch": {"displayName": marked_name(order), "inputConfig": {"fileName": order.file_id}}})
 
 
 def verb(url: str) -> str:
@@ -79,7 +73,6 @@ def _read(reply: Any) -> RemoteBatch | None:
     about = _dict(reply.get("metadata"))
     stats = _dict(about.get("batchStats"))
     output = _dict(about.get("output")) or _dict(reply.get("response"))
-    named = _NAME.fullmatch(str(about.get("displayName") or ""))
     error = _dict(reply.get("error"))
     return RemoteBatch(
         id=reply["name"],
@@ -91,7 +84,7 @@ def _read(reply: Any) -> RemoteBatch | None:
         total=_count(stats, "requestCount"),
         created_at=seconds_of(about.get("createTime")),
         errors=(RemoteError(str(error.get("code")), printable(error.get("message") or ""), None),) if error else (),
-        metadata=dict(zip(_MARKS, named.groups(), strict=True)) if named else None,
+        metadata=marks_in(about.get("displayName")),
     )
 
 
