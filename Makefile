@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install try test check format bench bench-scale mutants soak docs lock schema up down clean
+.PHONY: help install try test check format bench bench-scale mutants simulate soak docs lock schema up down clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/'
@@ -51,6 +51,9 @@ bench-scale: install ## ten times the rows, processes, small changes to much: a 
 
 mutants: install ## take each protection away in turn and print which test notices
 	$(BIN)/python -m tests.mutants
+
+simulate: install ## run SEEDS histories (1000) of a job under faults, from a fresh seed
+	$(BIN)/python -m simulation --seeds $(or $(SEEDS),1000)
 
 soak: install ## kill jobs at 200 random moments and count what was billed
 	$(BIN)/python -m tests.benchmarks.soak

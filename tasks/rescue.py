@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 
 from overnight.answers.journal import Journal, begin_journal, journal_path, write_results
 from overnight.answers.responses import response_path
-from overnight.errors import NotTaken, OvernightError, ReplyLost
+from overnight.errors import LeaseLost, NotTaken, OvernightError, ReplyLost
 from overnight.ledger.identity import claim_folder, keep_count
 from overnight.ledger.lease import check_lease
 from overnight.ledger.records import Batch, Shard
@@ -35,6 +35,8 @@ _TRIES = 8
 """How often a request goes out that is not taken: with doubling pauses, about two minutes."""
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
+_SEND_SECONDS = 30.0
+"""How long after the lease was looked at a request may be sent: the machine may sleep in between."""
 _LOOK_SECONDS = 2.0
 """How often it is asked whether the job was stopped."""
 logger = logging.getLogger("overnight.rescue")
@@ -151,9 +153,9 @@ class Rescue:
             if self._ended.is_set() or self._failure is not None:
                 return
             try:
-                check_lease(self._owner)
+                self._check_lease()
                 journal.sent(custom_id)
-                journal.answer(self._provider.answer(line))
+                journal.answer(self._provider.answer(line, time.time() + _SEND_SECONDS))
                 return
             except NotTaken as error:
                 journal.not_taken(custom_id)
@@ -169,6 +171,16 @@ class Rescue:
             pause *= 2
         refused = {"error": {"code": "rate_limit_exceeded", "message": said}}
         journal.answer(msgspec.json.encode(self._provider.dialect.answer(custom_id, 429, refused)) + b"\n")
+
+    def _check_lease(self) -> None:
+        """Asks the ledger, as before each create call: a machine that slept does not know that it did.
+
+        Raises:
+            LeaseLost: another process may have taken the job over.
+        """
+        check_lease(self._owner)
+        if not self._run.ledger.holds(self._run.job.name, self._owner, time.time()):
+            raise LeaseLost("the lease on the job is gone: run it again, it goes on where it was")
 
     def _end(self, batch: Batch, shard: Shard, answers: Sequence[bytes], in_doubt: Sequence[str] | set[str]) -> Batch:
         """Has the attempt end as a batch does: its files are fetched, its requests judged one by one."""

@@ -36,6 +36,7 @@ from overnight.providers.account import account_of, is_of
 from overnight.providers.adoption import cancel_extras, find_upload, listed_batches, upload_name
 from overnight.providers.provider import Provider
 from overnight.providers.replies import RemoteBatch
+from overnight.store.home import shown
 from overnight.text import counted_of
 from tasks.credentials import provider_of
 from tasks.names import span_name
@@ -132,7 +133,10 @@ class Submission:
         """Uploads a shard's file, unless a process that died has: its name there tells."""
         path, name = whole_file(self._run.folder, shard, self._run.job.profile), upload_name(batch)
         there = find_upload(self._provider, name, shard.bytes) if look else None
-        file = there or self._provider.upload(path, name)
+        try:
+            file = there or self._provider.upload(path, name)
+        except FileNotFoundError:
+            raise LedgerError(f"{shown(path)} went away: another process built the job anew meanwhile") from None
         batch = self._run.ledger.move(batch, State.UPLOADED, file_id=file.id)
         self._wait_for_file(batch, file.ready)
         return batch

@@ -17,10 +17,10 @@ from overnight.ledger.lease import leased
 from overnight.ledger.run import Run
 from overnight.ledger.states import State
 from overnight.providers.local import endpoint_environment
+from simulation.provider import ModelProvider
 from tasks.clean import clean_job
 from tasks.submit import submit, submit_shards
 from tests.conftest import MakeJob, ProviderProcess
-from tests.model_provider import ModelProvider
 from tests.steps import advance, build, finish, run_job
 
 

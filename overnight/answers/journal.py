@@ -48,15 +48,16 @@ class Journal:
         self.in_doubt: set[str] = set()
         """Requests that were sent, and have no answer."""
         self.answered: set[str] = set()
-        self._file = path.open("r+b")
-        whole = 0
-        for line in self._file:
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            self._take(msgspec.json.decode(line))
-        self._file.truncate(whole)
-        self._file.seek(whole)
+        with path.open("r+b") as before:
+            whole = 0
+            for line in before:
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                self._take(msgspec.json.decode(line))
+            before.truncate(whole)
+        # At the end, wherever that is: a process that slept, and lost its lease, may write its last line yet.
+        self._file = path.open("a+b")
 
     def __enter__(self) -> Journal:
         return self

@@ -345,6 +345,15 @@ class Ledger(Database):
             holder = connection.execute(sa.select(LEASES.c.owner).where(LEASES.c.job == job)).scalar_one()
             return None if holder == owner else str(holder)
 
+    def holds(self, job: str, owner: str, now: float) -> bool:
+        """Whether an owner holds a job's lease: asked right before a paid call that has no intent of its own here.
+
+        A machine that was asleep believes to hold it still: its own clock stood.
+        """
+        held = sa.select(LEASES.c.owner).where(LEASES.c.job == job, LEASES.c.until > now)
+        with self._transaction() as connection:
+            return connection.execute(held).scalar() == owner
+
     def release(self, job: str, owner: str) -> None:
         """Gives a job's lease back."""
         with self._transaction() as connection:

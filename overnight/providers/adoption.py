@@ -120,13 +120,13 @@ def _proven(run: Run, provider: InlineProvider, batch: Batch, listed: Iterable[R
     if not found:
         return []
     asked = set(custom_ids(request_file(run.folder, shard, run.job.profile)))
-    ended = [one for one in found if one.output_file_id]
-    proven = [one for one in ended if provider.first_custom_id(one.id) in asked]
-    if not proven and len(ended) < len(found):
-        held = ", ".join(one.id for one in found if not one.output_file_id)
+    firsts = {one.id: provider.first_custom_id(one.id) for one in found if one.output_file_id}
+    proven = [one for one in found if firsts.get(one.id) in asked]
+    untold = [one.id for one in found if firsts.get(one.id) is None]
+    if not proven and untold:
         raise BatchHeld(
-            f"{held} may be the batch of {shard.file_name}, whose reply was lost: its first result will tell, and "
-            "nothing is created again before"
+            f"{', '.join(untold)} may be the batch of {shard.file_name}, whose reply was lost: its first result will "
+            "tell, and nothing is created again before"
         )
     return proven
 

@@ -214,11 +214,12 @@ class Provider:
         body = b"".join(self.dialect.order(order))
         return posted(once, self.dialect.batches, body, len(body))
 
-    def answer(self, line: bytes) -> bytes:
+    def answer(self, line: bytes, until: float = math.inf) -> bytes:
         """Has one request answered in real time: it costs money, and is sent once.
 
         Args:
             line: of a request file.
+            until: Unix seconds after which it is not sent any more.
 
         Returns:
             A line of a result file; refusals of this request alone are answers too.
@@ -229,6 +230,8 @@ class Provider:
             ProviderError: no request of this account will be taken.
         """
         asked = self.dialect.question(line)
+        if time.time() > until:
+            raise NotTaken("it came too late to be sent", 0.0)
         try:
             client = self._real_time_client().with_options(max_retries=0, timeout=_ANSWER_SECONDS)
             status, body = 200, client.post(asked.path, cast_to=object, body=dict(asked.body))

@@ -9,12 +9,13 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from overnight.errors import NotFound, ProviderUnavailable, QueueFull, ReplyLost
+from overnight.errors import NotFound, NotTaken, ProviderUnavailable, QueueFull, ReplyLost
 from overnight.job.profiles import Profile
+from overnight.providers.dialects.openai import OPENAI
 from overnight.providers.inline import InlineProvider
 from overnight.providers.provider import Provider
 from overnight.providers.replies import TERMINAL, RemoteBatch, RemoteError, RemoteFile
@@ -72,7 +73,8 @@ class ModelProvider(Provider):
         self.made: dict[str, Made] = {}
         self.uploads: dict[str, tuple[str, bytes]] = {}
         self.billed: dict[str, list[str]] = {}
-        """By custom_id: the batches that worked on it."""
+        """By custom_id: the batches that worked on it, and `asked` for each request in real time, in their order."""
+        self.dialect = OPENAI
 
     def now(self) -> float:
         """Unix seconds, as far as time was made to jump."""
@@ -146,6 +148,20 @@ class ModelProvider(Provider):
                            created_at=made.at - self.skew, errors=made.plan.errors if made.status == "failed" else (),
                            metadata=made.metadata if self._evidence in ("both", "metadata") else None)  # fmt: skip
 
+    def answer(self, line: bytes, until: float = 0) -> bytes:
+        before = self.skew
+        self._seam()
+        if time.time() + self.skew - before > until:
+            raise NotTaken("too late to be sent", 0.0)
+        if self._fails("busy"):
+            raise NotTaken("429", 0.0)
+        asked = json.loads(line)
+        self.billed.setdefault(asked["custom_id"], []).append("asked")
+        self._seam()
+        if self._fails("answer"):
+            raise ReplyLost("cut")
+        return json.dumps(answer_line(asked, 1, "openai")).encode() + b"\n"
+
     def retrieve(self, batch_id: str) -> RemoteBatch:
         self._seam()
         if self._fails("retrieve"):
@@ -207,7 +223,7 @@ class ModelProvider(Provider):
 
 
 class NamelessProvider(ModelProvider, InlineProvider):
-    """The same without files and marks, as Anthropic is: a batch is known by its results, which tell of each request."""
+    """The same without files and marks, as Anthropic is: a batch is known by its results, and has some."""
 
     def upload(self, path: Path, name: str | None = None) -> RemoteFile:
         self._seam()
@@ -217,8 +233,8 @@ class NamelessProvider(ModelProvider, InlineProvider):
         return RemoteFile(file_id, file_id, None, ready=True)
 
     def _requests(self, file_id: str, requests: Path | None) -> list[str]:  # noqa: ARG002 - for who has files
-        assert requests is not None
-        return [json.loads(line)["custom_id"] for line in requests.read_bytes().splitlines()]
+        lines = requests.read_bytes().splitlines() if requests else []
+        return [json.loads(line)["custom_id"] for line in lines]
 
     def first_custom_id(self, batch_id: str) -> str | None:
         self._seam()
@@ -228,6 +244,8 @@ class NamelessProvider(ModelProvider, InlineProvider):
         return str(json.loads(results.splitlines()[0])["custom_id"]) if results else None
 
     def _end(self, made: Made, end: str) -> None:
+        if len(made.ids) == 1:
+            made.plan = replace(made.plan, drop=-1)
         super()._end(made, "completed" if end == "failed" else end)
         parts = [self.uploads[made.files[kind]][1] for kind in ("output", "error") if kind in made.files]
         made.files = {"output": f"{made.id}-results"}
