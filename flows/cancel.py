@@ -9,6 +9,7 @@ from flows.names import JobInput, held_job
 from flows.pipeline import Pipeline, job_flow
 from flows.variants import cancel_variants
 from overnight.reports.status import JobStatus, status_of
+from tasks.cancel import REASON
 from tasks.credentials import find_job
 
 logger = logging.getLogger("overnight.cancel")
@@ -38,6 +39,8 @@ def cancel_batch(job: JobInput, home: str | None = None, cancelled_run: str | No
         if cancelled_run and not held_job(cancelled_run, pipeline.run.job.name):
             logger.info("run %s was cancelled before it held the job: nothing is cancelled", cancelled_run)
             return status_of(pipeline.run)
+        if not pipeline.settled:  # who asks in real time holds the lease for long, and looks here
+            pipeline.run.ledger.ask_to_stop(pipeline.run.job.name, REASON)
         with pipeline.lease() as owner:
             pipeline.cancel(owner)
         while not pipeline.settled and time.monotonic() < until:

@@ -90,7 +90,8 @@ def sweep(pipeline: Pipeline) -> None:
         pipeline.wait(_EMBEDDED_SECONDS)  # the embedded endpoint ends with this run: it is given the time
     with pipeline.lease(_BUSY_SECONDS) as owner:
         failure = pipeline.collect()
-        failure = pipeline.submit(owner) or pipeline.rescue(owner) or failure
+        failure = pipeline.submit(owner) or failure
+        failure = pipeline.rescue(owner) or failure
     record = pipeline.run.ledger.job(pipeline.run.job.name)
     unjoined = record is not None and record.joined_at is None
     if pipeline.settled or (pipeline.stuck and unjoined):

@@ -71,7 +71,8 @@ def go_on(pipeline: Pipeline) -> None:
     failure: Exception | None = None
     while not pipeline.settled:
         with pipeline.lease() as owner:
-            failure = failure or pipeline.submit(owner) or pipeline.rescue(owner)
+            failure = failure or pipeline.submit(owner)
+            failure = pipeline.rescue(owner) or failure  # whatever keeps batches from going out, time runs
         label_run(pipeline.run)
         if failure and not pipeline.run.at_provider():
             with pipeline.lease():

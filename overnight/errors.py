@@ -167,6 +167,15 @@ class NotTaken(Transient):
         """When the provider says that it takes it; None where it does not say."""
 
 
+class Refused(ProviderError):
+    """A request in real time was refused, be it alone or with every other: what becomes of others tells."""
+
+    def __init__(self, message: str, line: bytes) -> None:
+        super().__init__(message)
+        self.line = line
+        """Its line of a result file, where it was refused alone."""
+
+
 class FileNotThere(Transient):
     """The provider does not find a file that was uploaded a moment ago (openai-dotnet#312)."""
 

@@ -32,6 +32,9 @@ def fetch(provider: Provider, folder: Path, batch: Batch) -> ResponseFiles:
         if not file_id:
             continue
         path = response_path(folder, batch, kind)
+        if batch.real_time and not is_there(path):
+            gone[kind] = True  # it was written here: the provider has none
+            continue
         if not is_there(path) or not path.stat().st_size:
             try:
                 provider.download(file_id, path)

@@ -26,7 +26,7 @@ def summarize(run: Run, tally: Tally, shards: list[Shard], seconds: float) -> Su
         job=run.job.name,
         rows=tally.rows,
         requests=tally.requests,
-        batches=sum(batch.batch_id is not None for shard in shards for batch in shard.batches),
+        batches=sum(bool(batch.batch_id) and not batch.real_time for shard in shards for batch in shard.batches),
         succeeded=tally.statuses["succeeded"],
         failed=tally.rows - tally.statuses["succeeded"],
         statuses=dict(tally.statuses),

@@ -6,8 +6,10 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import NamedTuple
 
 import msgspec
 from prefect import task
@@ -15,7 +17,15 @@ from prefect.cache_policies import NO_CACHE
 
 from overnight.answers.journal import Journal, begin_journal, journal_path, write_results
 from overnight.answers.responses import response_path
-from overnight.errors import LeaseLost, NotTaken, OvernightError, ReplyLost
+from overnight.errors import (
+    LeaseLost,
+    LedgerError,
+    LedgerUnavailable,
+    NotTaken,
+    OvernightError,
+    Refused,
+    ReplyLost,
+)
 from overnight.ledger.identity import claim_folder, keep_count
 from overnight.ledger.lease import check_lease
 from overnight.ledger.records import Batch, Shard
@@ -23,16 +33,17 @@ from overnight.ledger.request_files import cut_shard, shard_lines, whole_file
 from overnight.ledger.run import Run
 from overnight.ledger.states import State
 from overnight.limits.admission import rescuable
-from overnight.limits.prices import job_rates
+from overnight.limits.budget import batch_rates
 from overnight.limits.rescue import piece_of, rescue_time
 from overnight.providers.account import account_of
 from overnight.providers.provider import Provider
+from overnight.rows.lines import custom_id_of
 from overnight.store.objects import keep
 from overnight.text import counted_of
 from tasks.credentials import provider_of
 
 _TRIES = 8
-"""How often a request goes out that is not taken: with doubling pauses, about two minutes."""
+"""How often a request goes out that is not taken: with doubling pauses, about three minutes."""
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 _SEND_SECONDS = 30.0
@@ -50,11 +61,11 @@ def admit_to_rescue(run: Run, now: float) -> list[Shard]:
     ledger, name = run.ledger, run.job.name
     shards = ledger.shards(name)
     rescue_from = rescue_time(run, shards)
-    large = [shard for shard in rescuable(shards, run.job, now, rescue_from).shards if _can_be_cut(run, shard)]
-    for shard in large:
-        if (begun := shard.open_batch) is not None:  # it was uploaded, which costs nothing
-            ledger.refuse(begun, now, now, "its requests are asked in real time")
-        cut_shard(run.folder, shard, run.job.profile, ledger, piece_of(run.job))
+    most = piece_of(run.job)
+    for shard in rescuable(shards, run.job, now, rescue_from).shards:
+        if not shard.in_real_time and shard.requests > most:
+            leave_upload(run, shard, now)
+            cut_shard(run.folder, shard, run.job.profile, ledger, most)
     decided = rescuable(ledger.shards(name), run.job, now, rescue_from)
     if decided.stop:
         logger.warning("%s is stopped: %s", name, decided.stop)
@@ -62,8 +73,19 @@ def admit_to_rescue(run: Run, now: float) -> list[Shard]:
     return decided.shards
 
 
-def _can_be_cut(run: Run, shard: Shard) -> bool:
-    return not shard.in_real_time and shard.requests > piece_of(run.job)
+def leave_upload(run: Run, shard: Shard, now: float) -> None:
+    """Ends the attempt of a shard that was only uploaded, which costs nothing."""
+    if (begun := shard.open_batch) is not None:
+        run.ledger.refuse(begun, now, now, "its requests are asked in real time")
+
+
+class Aside(NamedTuple):
+    """A request that was refused, be it alone or with every other: what became of the others tells."""
+
+    custom_id: str
+    error: OvernightError
+    line: bytes
+    """Of a result file, where it was refused alone."""
 
 
 class Rescue:
@@ -72,38 +94,53 @@ class Rescue:
     def __init__(self, run: Run, provider: Provider, owner: str) -> None:
         self._run, self._provider, self._owner = run, provider, owner
         self._failure: OvernightError | None = None
+        self._aside: list[Aside] = []
         self._ended = threading.Event()
 
-    def rescue(self, shard: Shard) -> Batch:
-        """Asks for all of a shard; goes on with what an earlier process began.
+    def rescue(self, shard: Shard) -> None:
+        """Asks for all of a shard; goes on with what an earlier process began, and keeps what was answered.
 
         Raises:
-            OvernightError: the provider takes no request of the account, or the lease was lost; the attempt stays open.
+            LeaseLost: another process may have taken the job over: the attempt stays as it is.
+            OvernightError: the provider takes no request of the account; what has no answer is planned again.
         """
-        batch = self._begun(shard)
+        if (batch := self._begun(shard)) is None:
+            return
         path = journal_path(self._run.folder.responses, batch)
         lines = dict(shard_lines(whole_file(self._run.folder, shard, self._run.job.profile)))
         if not path.exists():
             # The machine that asked is gone, with what it knew: each request may have been sent.
             logger.error("%s: its journal is gone: %s may have been paid", shard.file_name, _counted(shard))
-            return self._end(batch, shard, [], list(lines))
+            self._end(batch, shard, [], set(lines), None)
+            return
         with Journal(path) as journal:
             if journal.in_doubt:
                 logger.warning("%s: the replies of %d requests were lost: they may have been paid, and are not sent "
                                "again", shard.file_name, len(journal.in_doubt))  # fmt: skip
             done = journal.answered | journal.in_doubt
-            self._ask([line for custom_id, line in lines.items() if custom_id not in done], journal)
-            ended = self._end(batch, shard, [*journal.lines()], journal.in_doubt)
+            failure: OvernightError | None = None
+            try:
+                self._ask([line for custom_id, line in lines.items() if custom_id not in done], journal)
+            except OvernightError as error:
+                if isinstance(error, LeaseLost | LedgerError | LedgerUnavailable):
+                    raise
+                failure = error
+            self._end(batch, shard, [*journal.lines()], journal.in_doubt, failure)
         path.unlink()
-        return ended
+        if failure is not None:
+            raise failure
 
-    def _begun(self, shard: Shard) -> Batch:
-        """The shard's attempt, whose intent stands in the ledger: whatever comes, no batch is made of it meanwhile."""
+    def _begun(self, shard: Shard) -> Batch | None:
+        """The shard's attempt, whose intent stands in the ledger: whatever comes, no batch is made of it meanwhile.
+
+        None where the job was stopped, or nothing is to be asked in real time any more, before it was begun.
+        """
         ledger, now = self._run.ledger, time.time()
-        batch = shard.open_batch
-        if batch is not None and not batch.real_time:  # it was uploaded, which costs nothing
-            ledger.refuse(batch, now, now, "its requests are asked in real time")
-            batch = None
+        batch = shard.open_batch if shard.in_real_time else None
+        if batch is None and not self._may_send():
+            return None
+        if batch is None:
+            leave_upload(self._run, shard, now)
         account = account_of(ledger, self._provider)
         batch = batch or ledger.start_attempt(shard.id, now, account=account, real_time=True)
         if batch.state is not State.UPLOADED:
@@ -111,18 +148,23 @@ class Rescue:
         begin_journal(journal_path(self._run.folder.responses, batch))
         check_lease(self._owner)
         claim_folder(self._run)
-        rates = job_rates(self._run.job, shard.model)
-        rates = rates.in_real_time if rates else None
+        rates = batch_rates(self._run.job, shard, batch)
         batch = ledger.begin_create(
             batch, self._owner, now, account=account, rates=rates.as_record() if rates else None
         )
         keep_count(self._run)
         return batch
 
+    def _may_send(self) -> bool:
+        """Whether the job was not stopped meanwhile, and still wants what is late in real time."""
+        record = self._run.ledger.job(self._run.job.name)
+        return record is not None and record.stopped is None and self._run.job.limits.finish_by is not None
+
     def _ask(self, lines: Sequence[bytes], journal: Journal) -> None:
         """Asks for some requests, as many at once as the job allows, and for none once the job is stopped."""
-        if self._is_stopped():
+        if not self._may_send():
             return
+        self._failure, self._aside = None, []
         self._ended.clear()
         watching = threading.Thread(target=self._watch, daemon=True)
         watching.start()
@@ -135,21 +177,26 @@ class Rescue:
             watching.join()
         if self._failure is not None:
             raise self._failure
+        if self._aside and not journal.answered:
+            raise self._aside[0].error
+        for one in self._aside:
+            journal.answer(one.line)
 
     def _watch(self) -> None:
         while not self._ended.wait(_LOOK_SECONDS):
-            if self._is_stopped():
-                self._ended.set()
-
-    def _is_stopped(self) -> bool:
-        record = self._run.ledger.job(self._run.job.name)
-        return record is not None and record.stopped is not None
+            with suppress(OvernightError):  # a look that fails is made again
+                if not self._may_send():
+                    self._ended.set()
 
     def _ask_one(self, line: bytes, journal: Journal) -> None:
         """Has one request answered; what is in doubt stays so."""
-        custom_id = msgspec.json.decode(line, type=_Line).custom_id
-        pause, said = _FIRST_PAUSE, ""
-        for _ in range(_TRIES):
+        custom_id = custom_id_of(line)
+        pause, refused = _FIRST_PAUSE, NotTaken("")
+        for number in range(_TRIES):
+            if number:
+                wanted = pause if refused.seconds is None else refused.seconds
+                self._ended.wait(min(_LONGEST_PAUSE, wanted) * random.uniform(1, 1.2))  # noqa: S311 - spreads load
+                pause *= 2
             if self._ended.is_set() or self._failure is not None:
                 return
             try:
@@ -159,18 +206,21 @@ class Rescue:
                 return
             except NotTaken as error:
                 journal.not_taken(custom_id)
-                said, wanted = error.message, error.seconds
+                refused = error
             except ReplyLost as error:
                 logger.warning("%s: %s", custom_id, error)
+                return
+            except Refused as error:
+                journal.not_taken(custom_id)
+                self._aside.append(Aside(custom_id, error, error.line))
                 return
             except OvernightError as error:  # no other request would be taken either, or the lease is gone
                 journal.not_taken(custom_id)
                 self._failure = self._failure or error
                 return
-            self._ended.wait(min(_LONGEST_PAUSE, pause if wanted is None else wanted) * random.uniform(1, 1.2))  # noqa: S311 - spreads load
-            pause *= 2
-        refused = {"error": {"code": "rate_limit_exceeded", "message": said}}
-        journal.answer(msgspec.json.encode(self._provider.dialect.answer(custom_id, 429, refused)) + b"\n")
+        said = {"error": {"code": "rate_limit_exceeded", "message": refused.message}}
+        told = msgspec.json.encode(self._provider.dialect.answer(custom_id, 429, said)) + b"\n"
+        self._aside.append(Aside(custom_id, refused, told))
 
     def _check_lease(self) -> None:
         """Asks the ledger, as before each create call: a machine that slept does not know that it did.
@@ -182,22 +232,38 @@ class Rescue:
         if not self._run.ledger.holds(self._run.job.name, self._owner, time.time()):
             raise LeaseLost("the lease on the job is gone: run it again, it goes on where it was")
 
-    def _end(self, batch: Batch, shard: Shard, answers: Sequence[bytes], in_doubt: Sequence[str] | set[str]) -> Batch:
-        """Has the attempt end as a batch does: its files are fetched, its requests judged one by one."""
+    def _end(
+        self,
+        batch: Batch,
+        shard: Shard,
+        answers: Sequence[bytes],
+        in_doubt: Set[str],
+        failure: OvernightError | None,
+    ) -> None:
+        """Has the attempt end as a batch does, if it holds anything: its requests are judged one by one.
+
+        What was not sent counts as cancelled by us, and is planned again, unless the job is stopped.
+        """
+        self._check_lease()
+        ledger, now, record = self._run.ledger, time.time(), self._run.ledger.job(shard.job)
+        stopped = record.stopped if record else None
+        if not answers and not in_doubt:
+            why = stopped or (failure.message if failure else "nothing is asked in real time any more")
+            ledger.refuse(batch, now, now + self._run.job.profile.poll_seconds, why)
+            if stopped:
+                ledger.stop(shard.job, stopped)
+            return
         path = response_path(self._run.folder.responses, batch, "output")
         write_results(path, answers, in_doubt)
         keep(path)
-        known, now = len(answers) + len(in_doubt), time.time()
-        status = "completed" if known == shard.requests else "cancelled"
+        whole = len(answers) + len(in_doubt) == shard.requests
         logger.info("%s: %s of %s answered in real time", shard.file_name, f"{len(answers):,}", _counted(shard))
-        return self._run.ledger.move(
-            batch, State.ENDED, batch_id=f"real-time-{batch.token}", status=status, submitted_at=batch.creating_at,
-            ended_at=now, output_file_id="real time", done=len(answers), failed=len(in_doubt),
+        ledger.note(batch, cancelled_by_us=not whole and stopped is None)
+        ledger.move(
+            batch, State.ENDED, batch_id=f"real-time-{batch.token}", status="completed" if whole else "cancelled",
+            submitted_at=batch.creating_at, ended_at=now, output_file_id="real time", done=len(answers),
+            failed=len(in_doubt),
         )  # fmt: skip
-
-
-class _Line(msgspec.Struct):
-    custom_id: str
 
 
 def _counted(shard: Shard) -> str:

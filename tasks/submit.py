@@ -132,7 +132,8 @@ class Submission:
     def _upload(self, batch: Batch, shard: Shard, *, look: bool) -> Batch:
         """Uploads a shard's file, unless a process that died has: its name there tells."""
         path, name = whole_file(self._run.folder, shard, self._run.job.profile), upload_name(batch)
-        there = find_upload(self._provider, name, shard.bytes) if look else None
+        as_it_is = self._provider.dialect.line is None
+        there = find_upload(self._provider, name, shard.bytes if as_it_is else None) if look else None
         try:
             file = there or self._provider.upload(path, name)
         except FileNotFoundError:
@@ -200,7 +201,10 @@ class Submission:
         if (record := ledger.job(shard.job)) is not None and record.stopped:
             return self._give_up(batch, shard, record.stopped)
         rescue_from = rescue_time(self._run, ledger.shards(shard.job))
+        patience = 2 * self._run.job.profile.lost_reply_seconds  # nobody looks for it afterwards
         if rescue_from is not None and now >= rescue_from:
+            if now < (batch.creating_at or 0) + patience:
+                raise Transient("its requests go to real time, once it is sure that it has no batch")
             ledger.refuse(batch, now, now, why := "the provider has no batch of it, and its requests go to real time")
             raise Transient(why)
         logger.warning("shard %s: the provider has no batch of it; creating it again", shard.file_name)

@@ -156,7 +156,8 @@ def look_for_extras(run: Run, provider: Provider, batch: Batch) -> None:
 def cancel_late(run: Run, provider: Provider, batch: Batch) -> None:
     """Has a batch cancelled that is past its deadline; the intent is written down first, and it is polled on."""
     if not batch.cancelled_by_us:
-        logger.warning("batch %s is past its deadline: cancelling it, keeping what it answered", batch.batch_id)
+        late = "past its deadline" if time.time() > (batch.deadline_at or 0) else "late for limits.finish_by"
+        logger.warning("batch %s is %s: cancelling it, keeping what it answered", batch.batch_id, late)
         run.ledger.note(batch, cancelled_by_us=True)
     try:
         provider.cancel(batch.batch_id or "")

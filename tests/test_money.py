@@ -17,7 +17,7 @@ from overnight.ledger.states import State
 from overnight.limits.admission import admissible
 from overnight.limits.budget import affordable, most_cost, output_limit, spending
 from overnight.limits.canary import last_canary
-from overnight.limits.prices import Rates, Written, listed_rates
+from overnight.limits.prices import Rates, Tier, Written, listed_rates
 from overnight.reports.dry_run import plan_job as plan
 from tests.conftest import MakeJob, ProviderProcess
 from tests.steps import build, run_job
@@ -166,7 +166,7 @@ def test_a_shard_whose_answers_were_cut_is_reserved_with_twice_the_tokens_each_t
 
 
 def test_what_was_sent_keeps_the_price_that_stood_then() -> None:
-    then = Rates.flat(3.0, 4.0, 3.0, "then").as_record()
+    then = Rates.flat(Tier(0, 3.0, 4.0, 3.0), "then").as_record()
     sent = shard(1, State.COLLECTED, State.SUBMITTED, settled=False)
     priced_then = Shard(**{**vars(sent), "batches": tuple(replace(one, rates=then) for one in sent.batches)})
     assert spending(job(), [priced_then]) == pytest.approx((30 * 3 + 10 * 4, (34 + 80) * 3 + 50 * 4, 0.0))

@@ -11,24 +11,45 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def values_digest(batches: Iterable[pa.RecordBatch]) -> str:
-    """Hashes names, order and values of columns; a categorical column counts as its values.
+def values_digest(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> str:
+    """Hashes names, types, order and values of columns; a categorical column counts as its values.
 
     Each column is a few streams of bytes (which values there are, how long they are, what they hold), and each stream
     has a hash of its own: so it does not matter where one batch ends and the next begins. Arrow's own streams hold
     dictionaries per row group, and whatever lies below a null.
 
     Args:
-        batches: of one schema.
+        schema: of the batches; there may be none.
+        batches: the rows.
     """
     streams: defaultdict[str, Any] = defaultdict(hashlib.sha256)
     for batch in batches:
-        for number, (name, column) in enumerate(zip(batch.schema.names, batch.columns, strict=True)):
-            _add(streams, f"{number}:{name}", column)
+        for number, column in enumerate(batch.columns):
+            _add(streams, f"{number}", column)
     whole = hashlib.sha256()
+    for number, field in enumerate(schema):
+        whole.update(f"{number}:{len(field.name)}:{field.name}:{_kind(field.type)}\n".encode())
     for path in sorted(streams):
         whole.update(f"{path}={streams[path].hexdigest()}\n".encode())
     return whole.hexdigest()
+
+
+def _kind(kind: Any) -> str:
+    """A type, as far as it changes what values mean: not how Arrow holds them."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _kind(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return _kind(kind.value_type)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "text"
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return "bytes"
+    if pa.types.is_struct(kind) or pa.types.is_nested(kind):
+        inner = [kind.field(number) for number in range(kind.num_fields)]
+        names = [field.name if pa.types.is_struct(kind) else "" for field in inner]
+        held = ",".join(f"{len(name)}:{name}:{_kind(field.type)}" for name, field in zip(names, inner, strict=True))
+        return f"{'struct' if pa.types.is_struct(kind) else 'list'}<{held}>"
+    return str(kind)
 
 
 def _add(streams: defaultdict[str, Any], path: str, column: Any) -> None:
@@ -44,7 +65,7 @@ def _add(streams: defaultdict[str, Any], path: str, column: Any) -> None:
     there = column.drop_null()
     if pa.types.is_struct(kind):
         for number in range(kind.num_fields):
-            _add(streams, f"{path}.{kind.field(number).name}", pc.struct_field(there, [number]))
+            _add(streams, f"{path}.{number}", pc.struct_field(there, [number]))
     elif pa.types.is_nested(kind):
         lists = there.cast(pa.large_list(_inner(kind)))
         streams[f"{path}#"].update(_bytes(pc.list_value_length(lists).cast(pa.int64())))

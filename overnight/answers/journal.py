@@ -54,7 +54,7 @@ class Journal:
                 if not line.endswith(b"\n"):
                     break
                 whole += len(line)
-                self._take(msgspec.json.decode(line))
+                self._take(_entry(line))
             before.truncate(whole)
         # At the end, wherever that is: a process that slept, and lost its lease, may write its last line yet.
         self._file = path.open("a+b")
@@ -75,12 +75,12 @@ class Journal:
 
     def answer(self, line: bytes) -> None:
         """Keeps the line of a request's answer."""
-        self._write(msgspec.json.decode(line), line)
+        self._write(_entry(line), line)
 
     def lines(self) -> Iterator[bytes]:
         """The answers, as lines of a result file."""
         self._file.seek(0)
-        yield from (line for line in self._file if _ANSWERED in msgspec.json.decode(line))
+        yield from (line for line in self._file if _ANSWERED in _entry(line))
 
     def _write(self, entry: dict[str, Any], line: bytes | None = None) -> None:
         with self._lock:
@@ -95,8 +95,17 @@ class Journal:
             self.in_doubt.discard(custom_id)
         elif (custom_id := entry.get(_NOT_TAKEN)) is not None:
             self.in_doubt.discard(custom_id)
-        else:
-            self.in_doubt.add(entry[_SENT])
+        elif (custom_id := entry.get(_SENT)) is not None:
+            self.in_doubt.add(custom_id)
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    """An entry; one that cannot be read tells nothing, and the request that it was of stays in doubt."""
+    try:
+        found = msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_results(path: Path, answers: Iterable[bytes], in_doubt: Iterable[str]) -> None:

@@ -121,7 +121,8 @@ def _rows_digest(run: Run) -> str:
     with pq.ParquetFile(run.folder.joined) as joined:
         names = joined.schema_arrow.names
         names = names[: names.index(run.job.output.prefix + "custom_id") + 1]
-        return values_digest(joined.iter_batches(_ROWS, columns=names))
+        schema = pa.schema([joined.schema_arrow.field(name) for name in names])
+        return values_digest(schema, joined.iter_batches(_ROWS, columns=names))
 
 
 def _is_settled(run: Run, record: JobRecord) -> bool:

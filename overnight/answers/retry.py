@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
@@ -49,14 +50,16 @@ def retries_of(
     """
     again: dict[Retry, dict[str, Reply]] = {}
     cancelled = batch.status == "cancelled" and not batch.cancelled_by_us
-    half = max(1, shard.requests // 2)
+    # Cancelled before its own time was over, for its requests to be rescued: it may have needed nothing but that time.
+    early = batch.cancelled_by_us and (batch.ended_at or 0.0) < (batch.deadline_at or math.inf)
+    half = None if early else max(1, shard.requests // 2)
     for custom_id, reply in others.items():
         how = None
         if reply.verdict == "invalid" and shard.reask < limits.max_reasks and _askable(reply):
             how = Retry(shard.attempt, shard.reask + 1, None)
         # Time ran out: the same requests in one batch would run out of it again, in two they are done in half of it.
         elif reply.verdict == "expired" and not cancelled:
-            how = Retry(shard.attempt + (not progressed), shard.reask, half)
+            how = Retry(shard.attempt + (not progressed and not early), shard.reask, half)
         elif reply.error_code in MAYBE_PAID:
             how = Retry(shard.attempt + 1, shard.reask, None) if limits.resubmit_lost else None
         elif reply.verdict in ("retryable", "missing"):

@@ -62,7 +62,7 @@ def watched_batches(shards: Sequence[Shard]) -> list[tuple[Shard, Batch]]:
         batch = shard.open_batch
         if shard.settled or batch is None:
             continue
-        ended = batch.state is State.ENDED and batch.trouble_since is not None
+        ended = batch.state is State.ENDED and batch.trouble_since is not None and not batch.real_time
         if ended or batch.state in (State.SUBMITTED, State.LOST):
             found.append((shard, batch))
     return found

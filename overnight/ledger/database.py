@@ -176,6 +176,7 @@ class Ledger(Database):
         mine = BATCHES.c.shard_id == shard.id
         with self._transaction() as connection:
             open_ones = mine & BATCHES.c.state.in_(OPEN) & BATCHES.c.batch_id.is_(None) & (BATCHES.c.token != token)
+            open_ones &= sa.not_(BATCHES.c.real_time)
             connection.execute(sa.update(BATCHES).where(open_ones).values(state=State.REFUSED))
             known = connection.execute(sa.update(BATCHES).where(mine, BATCHES.c.token == token).values(**values))
             if not known.rowcount:
@@ -196,6 +197,11 @@ class Ledger(Database):
             connection.execute(sa.update(BATCHES).where(begun).values(state=State.REFUSED))
             unsent = SHARDS.c.id.in_(mine) & SHARDS.c.id.not_in(sent)
             connection.execute(sa.update(SHARDS).where(unsent).values(settled=True))
+
+    def ask_to_stop(self, job: str, reason: str) -> None:
+        """Tells whoever works on a job to send nothing more; what is planned is settled by `stop`, under the lease."""
+        with self._transaction() as connection:
+            connection.execute(sa.update(JOBS).where(JOBS.c.name == job).values(stopped=reason))
 
     def joined(self, job: str, at: float, seconds: float) -> None:
         """Notes that the joined table holds all answers there are."""
@@ -283,7 +289,8 @@ class Ledger(Database):
     def enqueued(self, provider: str, model: str) -> int:
         """Estimated tokens in the provider's queue, of all jobs of this ledger."""
         waiting = sa.select(sa.func.sum(SHARDS.c.tokens)).join(BATCHES).where(
-            SHARDS.c.provider == provider, SHARDS.c.model == model, BATCHES.c.state.in_(AT_PROVIDER)
+            SHARDS.c.provider == provider, SHARDS.c.model == model, BATCHES.c.state.in_(AT_PROVIDER),
+            sa.not_(BATCHES.c.real_time),
         )  # fmt: skip
         with self._transaction() as connection:
             return int(connection.execute(waiting).scalar() or 0)

@@ -10,8 +10,10 @@
 
 `creating` is written before the paid call, so an attempt found in it (or in `unknown`) may have a batch at the
 provider: nothing is created again before a complete listing shows that there is none. `refused` ends an attempt that
-the provider turned away as a whole, at the create call or later (a full queue): its shard is planned again. One step
-is not drawn: an attempt that can never be taken, one request above the queue's limit, goes from `creating` to `ended`.
+the provider turned away as a whole, at the create call or later (a full queue): its shard is planned again. Two ways
+are not drawn: an attempt that can never be taken, one request above the queue's limit, goes from `creating` to `ended`;
+and so does one in real time, which has nothing to upload and begins as `uploaded`: while it is `creating` its journal
+tells what was sent.
 
 `lost` is no end: the provider's complete listings lack the batch, and it is looked for all the same, until it shows up
 (`submitted` again), or its outputs would be deleted by now, or a person gives it up (`ended`).
@@ -52,4 +54,4 @@ STEPS: dict[State, frozenset[State]] = {
 OPEN = frozenset(State) - {State.COLLECTED, State.REFUSED}
 """Attempts that still have a step to take."""
 AT_PROVIDER = frozenset({State.CREATING, State.UNKNOWN, State.SUBMITTED})
-"""Attempts that have, or may have, a batch in the provider's queue."""
+"""Attempts that have, or may have, a batch in the provider's queue; or that are asked in real time."""

@@ -142,7 +142,9 @@ def most_input(shard: Shard, counted: Measured | None) -> tuple[float, float]:
     return most, max(dense_tokens(1, longest) * factor, counted.largest)
 
 
-def most_cost(job: Job, shard: Shard, counted: Measured | None, batch: Batch | None = None) -> float:
+def most_cost(
+    job: Job, shard: Shard, counted: Measured | None, batch: Batch | None = None, *, real_time: bool = False
+) -> float:
     """USD that a shard costs at the most: dense text, and every answer as long as its limit.
 
     Args:
@@ -150,24 +152,39 @@ def most_cost(job: Job, shard: Shard, counted: Measured | None, batch: Batch | N
         shard: that is sent, or was.
         counted: what the provider counted for its model so far.
         batch: the attempt that was sent, with its rates.
+        real_time: whether it would be asked one request at a time, at list price.
 
     Raises:
         JobError: the price of its model is not known.
     """
+    real_time = batch.real_time if batch is not None else real_time
     rates = batch_rates(job, shard, batch) or _rates(job, shard)
+    if batch is None and real_time:
+        rates = rates.in_real_time or rates  # `check_budget` saw that it is known
     given, largest = most_input(shard, counted)
     # A cut answer is asked for again with twice the tokens each time (`answers.retry`).
     made = shard.requests * (output_limit(job) or 0) * 2**shard.reask
-    # What a cached system text costs is not known before: at the most all of it is written, by every request.
-    cached = job.profile.caches_system and getattr(job.task, "system", None) and not (batch and batch.real_time)
-    return rates.cost(given, made, written=Written(0, given if cached else 0), largest=largest)
+    return rates.cost(given, made, written=_most_written(job, given, real_time=real_time), largest=largest)
+
+
+def _most_written(job: Job, given: float, *, real_time: bool) -> Written:
+    """What of some input may be written to a cache: nobody knows before, so all of it by every request."""
+    marks = job.profile.caches_system and not real_time
+    return Written(0, given if marks or "cache_control" in job.parameters else 0)
 
 
 def planned_cost(job: Job, shard: Shard) -> float:
-    """USD that a shard costs as it is planned: its prompts as dense text, and every answer as long as its limit."""
+    """USD that a shard costs as it is planned: its prompts as dense text, and every answer as long as its limit.
+
+    What was asked in real time is planned at that price.
+    """
+    real_time = any(batch.real_time for batch in shard.batches)
+    rates = _rates(job, shard)
+    rates = (rates.in_real_time or rates) if real_time else rates
     made = shard.requests * (output_limit(job) or 0) * 2**shard.reask
     given = shard.tokens * PLANNED_TOKENS
-    return _rates(job, shard).cost(given, made, largest=dense_tokens(1, shard.largest or shard.bytes))
+    written = _most_written(job, given, real_time=real_time)
+    return rates.cost(given, made, written=written, largest=dense_tokens(1, shard.largest or shard.bytes))
 
 
 def trial_limit(job: Job, shards: Sequence[Shard]) -> Limit | None:
@@ -230,11 +247,6 @@ def _untold(job: Job, shard: Shard, batch: Batch, counted: Measured | None) -> f
     return most * min(1.0, lost / shard.requests)
 
 
-def _times(job: Job, shard: Shard, *, real_time: bool) -> float:
-    """How many times as much as in a batch a shard costs; `check_budget` saw that it is known."""
-    return (_rates(job, shard).real_time or 1.0) if real_time else 1.0
-
-
 def batch_is_free(job: Job, model: str) -> bool:
     """Whether a model costs nothing, so that nothing has to be counted first."""
     rates = job_rates(job, model)
@@ -264,7 +276,7 @@ def affordable(job: Job, shards: Sequence[Shard], ready: Sequence[Shard], *, rea
             chosen.append(shard)
         elif shard.model in unknown & trying:
             refusal = refusal or "limits.budget_usd: the first batch tells what the others cost"
-        elif (cost := most_cost(job, shard, counted[shard.model]) * _times(job, shard, real_time=real_time)) <= left:
+        elif (cost := most_cost(job, shard, counted[shard.model], real_time=real_time)) <= left:
             chosen.append(shard)
             trying.add(shard.model)
             left -= cost

@@ -12,9 +12,12 @@ import numpy.typing as npt
 from genai_prices import Usage, calc_price
 from genai_prices.types import TieredPrices
 
-from overnight.job.job import Job
+from overnight.job.job import Job, Prices
+from overnight.job.profiles import Profile
 
 _MILLION = 1_000_000
+_WRITING = (1.25, 2.0)
+"""Of the input's price: writing to a cache for minutes, and for an hour (docs.claude.com, prompt caching, 2026-11)."""
 Amounts = npt.NDArray[np.float64]
 
 
@@ -57,20 +60,25 @@ class Rates:
     """Where the rates are from, for people."""
     real_time: float | None = None
     """How many times as much the same tokens cost in real time; None where it is not known."""
+    listed: tuple[Tier, ...] | None = None
+    """What they cost in real time, where a price list has that: not everything costs less in a batch."""
 
     @staticmethod
-    def flat(input_: float, output: float, cached: float, source: str, real_time: float | None = None) -> Rates:
+    def flat(tier: Tier, source: str, real_time: float | None = None) -> Rates:
         """Rates that are the same for requests of any length."""
-        return Rates((Tier(0, input_, output, cached),), source, real_time)
+        return Rates((tier,), source, real_time)
 
     @staticmethod
     def recorded(values: Mapping[str, Any]) -> Rates:
         """Rates as `as_record` keeps them with a batch."""
-        return Rates(tuple(Tier(*tier) for tier in values["tiers"]), values["source"], values["real_time"])
+        tiers = tuple(Tier(*tier) for tier in values["tiers"])
+        listed = tuple(Tier(*tier) for tier in values.get("listed") or ()) or None
+        return Rates(tiers, values["source"], values["real_time"], listed)
 
     def as_record(self) -> dict[str, Any]:
         """The rates as JSON."""
-        return asdict(self) | {"tiers": [list(tier) for tier in self.tiers]}
+        listed = [list(tier) for tier in self.listed] if self.listed else None
+        return asdict(self) | {"tiers": [list(tier) for tier in self.tiers], "listed": listed}
 
     @property
     def in_real_time(self) -> Rates | None:
@@ -79,7 +87,8 @@ class Rates:
             return self
         if (times := self.real_time) is None:
             return None
-        return Rates(tuple(tier.times(times) for tier in self.tiers), f"{self.source}, in real time", 1.0)
+        tiers = self.listed or tuple(tier.times(times) for tier in self.tiers)
+        return Rates(tiers, f"{self.source}, in real time", 1.0)
 
     @property
     def free(self) -> bool:
@@ -139,15 +148,21 @@ def job_rates(job: Job, model: str | None = None) -> Rates | None:
     """
     model = model or job.model
     if (given := job.provider.prices) is not None:
-        source = "provider.prices of the job"
         times = None if job.profile.discount is None else 1 / (1 - job.profile.discount)
-        return Rates.flat(given.input / _MILLION, given.output / _MILLION, given.input / _MILLION, source, times)
+        return Rates.flat(_given_tier(given, job.profile), "provider.prices of the job", times)
     profile = job.profile
     if profile.name == "local":
-        return Rates.flat(0.0, 0.0, 0.0, "the embedded model runs on this machine")
+        return Rates.flat(Tier(0, 0.0, 0.0, 0.0), "the embedded model runs on this machine")
     if profile.price_provider is None or model is None:
         return None
     return listed_rates(model, profile.price_provider, profile.discount)
+
+
+def _given_tier(given: Prices, profile: Profile) -> Tier:
+    """Prices by hand; what is cached is read at the price of the rest, and written at the provider's ratios."""
+    input_, output = given.input / _MILLION, given.output / _MILLION
+    minutes, hour = _WRITING if profile.caches_system else (None, None)
+    return Tier(0, input_, output, input_, minutes and input_ * minutes, hour and input_ * hour)
 
 
 def listed_rates(model: str, provider: str, discount: float | None) -> Rates | None:
@@ -159,12 +174,12 @@ def listed_rates(model: str, provider: str, discount: float | None) -> Rates | N
         tiers = _listed_tiers(model, provider, batch=True) or standard
         first, list_first = tiers[0], standard[0]
         share = first.output / list_first.output if list_first.output else first.input / (list_first.input or 1)
-        return Rates(tiers, "genai-prices, batch price", 1 / share if share else None)
+        return Rates(tiers, "genai-prices, batch price", 1 / share if share else None, standard)
     if discount is None:
         return Rates(standard, "genai-prices, standard price: no batch price is known")
     part = 1 - discount
     reduced = tuple(tier.times(part) for tier in standard)
-    return Rates(reduced, f"genai-prices, standard price less {discount:.0%}", 1 / part)
+    return Rates(reduced, f"genai-prices, standard price less {discount:.0%}", 1 / part, standard)
 
 
 def _listed_tiers(model: str, provider: str, *, batch: bool) -> tuple[Tier, ...] | None:

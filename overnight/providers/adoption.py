@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from uuid import NAMESPACE_OID, uuid5
 
-from overnight.errors import BatchHeld, ProviderError, Transient, Unauthorized
+from overnight.errors import BatchHeld, NotFound, ProviderError, Transient, Unauthorized
 from overnight.ledger.records import Batch, NewShard
 from overnight.ledger.request_files import request_file
 from overnight.ledger.run import Run, all_shards
@@ -58,8 +59,8 @@ def upload_name(batch: Batch) -> str:
     return f"overnight-{batch.token}.jsonl"
 
 
-def find_upload(provider: Provider, name: str, size: int) -> RemoteFile | None:
-    """The file that an upload made whose reply was lost.
+def find_upload(provider: Provider, name: str, size: int | None) -> RemoteFile | None:
+    """The file that an upload made whose reply was lost, by its name and, where the bytes are ours, its size.
 
     Where files cannot be listed this is said: the upload is made again then, and its copy stays at the provider.
 
@@ -67,7 +68,8 @@ def find_upload(provider: Provider, name: str, size: int) -> RemoteFile | None:
         Transient: they cannot be listed now.
     """
     try:
-        return next((file for file in provider.files() if (file.name, file.bytes) == (name, size)), None)
+        named = (file for file in provider.files() if file.name == name)
+        return next((file for file in named if size in (None, file.bytes)), None)
     except Unauthorized:
         raise
     except ProviderError as error:
@@ -157,7 +159,8 @@ def marked_by_results(
             continue
         if not remote.output_file_id:
             raise BatchHeld(f"{remote.id} is at work, and may be a batch of {job}: its first result will tell")
-        firsts[remote.id] = provider.first_custom_id(remote.id)
+        with suppress(NotFound):  # its results are deleted by now: nothing can be had of it
+            firsts[remote.id] = provider.first_custom_id(remote.id)
     wanted = set(firsts.values())
     keys: dict[tuple[str, int | None], str] = {}
     for shard, path in files:

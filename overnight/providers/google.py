@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, urlsplit
@@ -14,7 +15,15 @@ from overnight.errors import NotFound, ProviderUnavailable
 from overnight.providers.dialects.dialect import Order
 from overnight.providers.dialects.gemini import read_file, verb
 from overnight.providers.download import receive
-from overnight.providers.provider import UPLOAD_SECONDS_PER_MB, Provider, arrived, check_time, lines_of, posted
+from overnight.providers.provider import (
+    UPLOAD_SECONDS_PER_MB,
+    Provider,
+    arrived,
+    check_time,
+    lines_of,
+    posted,
+    unredirected,
+)
 from overnight.providers.replies import RemoteFile
 
 
@@ -32,9 +41,23 @@ class GoogleProvider(Provider):
         body = b"".join(self.dialect.order(order))
         return posted(once, f"/models/{model}:{verb(order.url)}", body, len(body))
 
-    def _real_time_client(self) -> openai.OpenAI:
+    @cached_property
+    def _openai(self) -> openai.OpenAI:
         """OpenAI's form has an address of its own there, and takes the key as OpenAI does."""
-        return openai.OpenAI(base_url=f"{self.address.rstrip('/')}/openai", api_key=self._client.api_key)
+        address = f"{self.address.rstrip('/')}/openai"
+        return openai.OpenAI(
+            base_url=address,
+            api_key=self._client.api_key,
+            http_client=unredirected("OpenAI-Organization", "OpenAI-Project"),
+        )
+
+    def _real_time_client(self) -> openai.OpenAI:
+        return self._openai
+
+    def close(self) -> None:
+        """Closes its connections."""
+        super().close()
+        self._openai.close()
 
     def upload(self, path: Path, name: str | None = None) -> RemoteFile:
         """Uploads a request file: an address is asked for, and takes the bytes. Costs nothing."""

@@ -31,6 +31,7 @@ from overnight.errors import (
     OvernightError,
     ProviderError,
     ProviderUnavailable,
+    Refused,
     ReplyLost,
     Unauthorized,
 )
@@ -48,16 +49,16 @@ from overnight.providers.replies import (
     refusal,
     remote_file,
 )
-from overnight.providers.sdk_errors import cause_of, never_sent, translated, wanted_pause, whole_body
+from overnight.providers.sdk_errors import cause_of, never_sent, standing, translated, wanted_pause, whole_body
 from overnight.rows.lines import custom_id_of
 
 UPLOAD_SECONDS_PER_MB = 5
 """A time limit that 200 MB over a home line keep; the SDK's 10 minutes would cut it."""
 _DOWNLOAD_TRIES = 4
 _ANSWER_SECONDS = 600
-_NOT_TAKEN = frozenset({429, 503, 529})
-"""Statuses of a server that has too much to do, or none: nothing was made for the request."""
 _NO_KEY = "none"
+_OPENAIS = ("Authorization", "OpenAI-Organization", "OpenAI-Project")
+"""Headers that are nobody else's business."""
 
 
 class Provider:
@@ -98,7 +99,7 @@ class Provider:
         self._client = openai.OpenAI(
             base_url=self.address, api_key=key, organization=organization, project=project, max_retries=2, timeout=60,
             default_headers=self._headers if strange else None,
-            http_client=_unredirected() if strange else None,
+            http_client=unredirected(*_OPENAIS) if strange else None,
         )  # fmt: skip
 
     @property
@@ -227,22 +228,29 @@ class Provider:
         Raises:
             ReplyLost: it was sent, and may have been answered.
             NotTaken: it was not looked at, and can be sent again.
+            Refused: it was refused in a way that the account's other requests may share.
             ProviderError: no request of this account will be taken.
         """
-        asked = self.dialect.question(line)
+        asked, custom_id = self.dialect.question(line), custom_id_of(line)
         if time.time() > until:
             raise NotTaken("it came too late to be sent", 0.0)
         try:
             client = self._real_time_client().with_options(max_retries=0, timeout=_ANSWER_SECONDS)
-            status, body = 200, client.post(asked.path, cast_to=object, body=dict(asked.body))
+            body = client.post(asked.path, cast_to=object, body=dict(asked.body))
         except openai.APIStatusError as error:
+            found = self._answer_line(custom_id, error.status_code, whole_body(error))
             refused = self._refused(error, "a request")
-            cannot_pay = error.status_code == 429 and isinstance(refused, ProviderError)
-            if cannot_pay or error.status_code in (401, 402, 403):
-                raise refused from None
-            if error.status_code in _NOT_TAKEN:
-                raise NotTaken(refused.message, wanted_pause(error)) from None
-            status, body = error.status_code, whole_body(error)
+            match standing(error):
+                case "lost":
+                    raise ReplyLost(f"a request was answered with HTTP {error.status_code}") from None
+                case "not taken":
+                    raise NotTaken(refused.message, wanted_pause(error)) from None
+                case "account":
+                    raise ProviderError(refused.message) from None
+                case "maybe all":
+                    raise Refused(refused.message, found) from None
+                case "this one":
+                    return found
         except openai.APIConnectionError as error:
             if never_sent(error):
                 raise NotTaken(self._refused(error, "a request").message) from None
@@ -251,7 +259,12 @@ class Provider:
             raise ReplyLost(f"the answer to a request cannot be read: {error}") from None
         if not isinstance(body, dict):
             raise ReplyLost("a request was answered with a page that is no answer")
-        return msgspec.json.encode(self.dialect.answer(custom_id_of(line), status, body)) + b"\n"
+        return self._answer_line(custom_id, 200, body)
+
+    def _answer_line(self, custom_id: str, status: int, body: Any) -> bytes:
+        """A reply as a line of a result file, without the key, which a server may echo."""
+        line = msgspec.json.encode(self.dialect.answer(custom_id, status, body)) + b"\n"
+        return line.replace(self._client.api_key.encode(), b"***") if self._has_key else line
 
     def _real_time_client(self) -> openai.OpenAI:
         return self._client
@@ -379,15 +392,14 @@ class Provider:
         return type(error)(error.message.replace(self._client.api_key, "***")) if self._has_key else error
 
 
-def _unredirected() -> openai.DefaultHttpxClient:
-    """A client that follows no redirect: a key in a header of its own would go with it."""
-    return openai.DefaultHttpxClient(event_hooks={"request": [_without_openais]}, follow_redirects=False)
+def unredirected(*without: str) -> openai.DefaultHttpxClient:
+    """A client that follows no redirect, with which a key could go elsewhere, and leaves headers of the SDK out."""
 
+    def leave_out(request: httpx2.Request) -> None:
+        for name in without:
+            request.headers.pop(name, None)
 
-def _without_openais(request: httpx2.Request) -> None:
-    """Drops the SDK's own headers, which are nobody else's business."""
-    for name in ("Authorization", "OpenAI-Organization", "OpenAI-Project"):
-        request.headers.pop(name, None)
+    return openai.DefaultHttpxClient(event_hooks={"request": [leave_out]}, follow_redirects=False)
 
 
 def arrived(file: RemoteFile | None, name: str, size: int) -> RemoteFile:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Literal
 
 import httpx2
 import openai
 
-from overnight.errors import OvernightError, ProviderUnavailable
+from overnight.errors import OvernightError, ProviderError, ProviderUnavailable
 from overnight.providers.replies import error_text, refusal
 
 
@@ -33,12 +34,45 @@ def never_sent(error: openai.APIConnectionError) -> bool:
     return isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
 
 
-def whole_body(error: openai.APIStatusError) -> Any:
-    """What an error reply holds; a short text where it is no JSON."""
+def whole_body(error: openai.APIStatusError) -> dict[str, Any]:
+    """What an error reply holds: Google puts it into a list; a text, or a page, becomes a message."""
+    body = _json(error)
+    if isinstance(body, list) and len(body) == 1:
+        body = body[0]
+    return body if isinstance(body, dict) else {"error": {"message": error_text(None, None, error.response.text)}}
+
+
+def _json(error: openai.APIStatusError) -> Any:
     try:
         return error.response.json()
     except ValueError:
-        return {"error": {"message": error_text(None, None, error.response.text)}}
+        return None
+
+
+_ACCOUNT = re.compile(r"credit balance|billing|api[ _]key|quota|insufficient", re.IGNORECASE)
+"""Of a 400 or 429 that every request of the account gets (Anthropic's balance, Gemini's key)."""
+Standing = Literal["lost", "not taken", "account", "maybe all", "this one"]
+
+
+def standing(error: openai.APIStatusError) -> Standing:
+    """What an error reply to a request in real time says of it, and of others.
+
+    A 5xx that the provider words itself is no answer, and costs none; one of a proxy before it says nothing of what was
+    done behind it.
+    """
+    status, body = error.status_code, whole_body(error)
+    inner = body["error"] if isinstance(body.get("error"), dict) else body
+    said = error_text(inner, str(inner.get("code") or inner.get("type") or ""), "")
+    worded = isinstance(_json(error), dict | list) and "error" in body
+    if status in (408, 409, 502, 504) or (status >= 500 and not worded):
+        return "lost"
+    if status in (401, 402) or (status == 400 and _ACCOUNT.search(said)):
+        return "account"
+    if status == 429 and isinstance(refusal(status, said, "", ""), ProviderError):
+        return "account"
+    if status in (429, 503, 529):
+        return "not taken"
+    return "maybe all" if status in (403, 404, 405) else "this one"
 
 
 def wanted_pause(error: openai.APIStatusError) -> float | None:

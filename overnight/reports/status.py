@@ -83,7 +83,7 @@ def job_status(job: str, shards: Sequence[Shard], requests: int, stopped: str | 
     waiting = [shard for shard in shards if not shard.settled]
     batches = [batch for shard in waiting if (batch := shard.open_batch)]
     answered = sum((batch.done or 0) + (batch.failed or 0) for batch in batches)
-    at_provider = sum(batch.state in AT_PROVIDER for batch in batches)
+    at_provider = sum(batch.state in AT_PROVIDER and not batch.real_time for batch in batches)
     held = next((shard.hold_reason for shard in waiting if shard.hold_reason and shard.open_batch is None), None)
     bad = [batch for batch in batches if batch.trouble_since is not None]
     left = requests - sum(shard.requests for shard in waiting)

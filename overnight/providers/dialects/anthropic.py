@@ -205,9 +205,16 @@ def _cached(asked: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         system = params.get("system")
         shared = system and system in (before, after and after["params"].get("system"))
         before = system
-        if shared and _is_long(system) and b"cache_control" not in _encode(params):
+        if shared and _is_long(system) and not _has_mark(params):
             params = params | {"system": [*system[:-1], system[-1] | {"cache_control": _HOUR}]}
         yield one | {"params": params}
+
+
+def _has_mark(value: Any) -> bool:
+    """Whether a job marks something of a request itself, at whatever depth."""
+    if isinstance(value, dict):
+        return "cache_control" in value or any(_has_mark(one) for one in value.values())
+    return isinstance(value, list) and any(_has_mark(one) for one in value)
 
 
 def _is_long(system: Sequence[Mapping[str, Any]]) -> bool:
