@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from typing import NamedTuple
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from overnight.answers.journal import Journal, write_results
 from overnight.answers.results import part_name
 from overnight.errors import LedgerError, ProviderError, Transient
 from overnight.ledger.identity import reclaim_folder
@@ -20,13 +22,16 @@ from overnight.ledger.records import Batch, NewShard, Shard
 from overnight.ledger.recovery import record_of, shard_of, unknown_files
 from overnight.ledger.request_files import request_file, request_path
 from overnight.ledger.run import Run
+from overnight.ledger.states import State
 from overnight.limits.prices import job_rates
 from overnight.providers.account import account_of
 from overnight.providers.adoption import marked_by_results, token_of
 from overnight.providers.inline import InlineProvider
 from overnight.providers.provider import Provider
 from overnight.providers.replies import RemoteBatch, RemoteFile
-from overnight.store.objects import keep, move, objects_of
+from overnight.rows.lines import custom_id_of, custom_ids
+from overnight.store.home import JobFolder
+from overnight.store.objects import is_there, keep, move, objects_of
 from tasks.credentials import provider_of
 
 _UPLOAD = re.compile(r"overnight-([0-9a-f]{32})\.jsonl")
@@ -143,7 +148,11 @@ def recover(run: Run, provider: Provider, *, unsent: bool = False, same_account:
     candidates = [Candidate(one.file_name, one.key, one.bytes) for one in sorted([*begun, *new], key=_by_name)]
     attempts = [batch for shard in shards for batch in shard.batches]
     got = match(job, listed, uploads, attempts, candidates)
-    if (silent := [one.file_name for one in new if one.file_name not in got.found]) and not unsent:
+    tokens = {batch.token for batch in attempts} | {token for token, _ in got.found.values()}
+    lacking = [(shard, path) for shard, path in zip(new, files, strict=True) if shard.file_name not in got.found]
+    answered = answers_here(folder, lacking, tokens)
+    here = got.found.keys() | answered.keys()
+    if (silent := [one.file_name for one in new if one.file_name not in here]) and not unsent:
         raise LedgerError(
             f"{folder.requests} has {', '.join(silent[:5])}{' …' if len(silent) > 5 else ''}, which the ledger does "
             f"not know, and {provider.address} lists no batch of them. Were they sent with another key, or so long ago "
@@ -164,10 +173,55 @@ def recover(run: Run, provider: Provider, *, unsent: bool = False, same_account:
                      "deadline_at": made_at + run.job.limits.deadline_hours * 3600}  # fmt: skip
             ledger.adopt(shard, token, remote.id, remote.input_file_id, made_at, about)
             logger.info("shard %s: batch %s is taken up", shard.file_name, remote.id)
+        if (mine := answered.get(shard.file_name)) is not None:
+            logger.info("shard %s: its answers are here: %s", shard.file_name, mine)
+            ended = {"state": State.ENDED, "status": "cancelled", "cancelled_by_us": True, "real_time": True,
+                     "ended_at": now, "output_file_id": "real time", "account": account}  # fmt: skip
+            ledger.adopt(shard, mine, f"real-time-{mine}", None, now, ended)
     rebound = _rebind(run, [batch for batch, _ in got.known], account, same_account=same_account)
     moved = _move_results(run, ledger.shards(job), now)
     reclaim_folder(run)
-    return Recovered(job, len(files), len(got.found), len(silent), rebound, got.without_file, moved)
+    taken = len(got.found) + len(answered)
+    return Recovered(job, len(files), taken, len(silent), rebound, got.without_file, moved)
+
+
+def answers_here(folder: JobFolder, files: Sequence[tuple[NewShard, Path]], known: set[str]) -> dict[str, str]:
+    """Request files whose answers lie in the job's folder, though no batch of them is listed: asked in real time.
+
+    What a journal tells is written down as a result file first; a request whose reply was lost counts as sent.
+
+    Args:
+        folder: the job's.
+        files: shards that nobody knows a batch of, and their request files.
+        known: tokens of attempts that are accounted for.
+
+    Returns:
+        By file name of a shard, the token that its result file is named after.
+    """
+    firsts: dict[str, str] = {}
+    names = {path.name for path in folder.responses.glob("*.jsonl")}
+    names |= {Path(kept.name).name for kept in objects_of(folder.path) if kept.name.startswith("responses/")}
+    for name in sorted(names):  # a token's journal comes before its output, which is the later of the two
+        token, kind, *_ = name.split(".")
+        path = folder.responses / name
+        if token in known or kind not in ("journal", "output") or not is_there(path):
+            continue
+        if kind == "journal":
+            with Journal(path) as journal:
+                found = [*journal.lines()]
+                if not found and not journal.in_doubt:
+                    continue
+                path = folder.responses / f"{token}.output.jsonl"
+                write_results(path, found, journal.in_doubt)
+                keep(path)
+        with path.open("rb") as lines, suppress(ValueError):
+            firsts[custom_id_of(lines.readline())] = token
+    return {
+        shard.file_name: firsts[custom_id]
+        for shard, path in files
+        for custom_id in custom_ids(path)
+        if custom_id in firsts
+    }
 
 
 def _by_name(shard: NewShard) -> str:

@@ -22,13 +22,15 @@ from overnight.ledger.records import Batch, Shard
 from overnight.ledger.run import Run, open_run
 from overnight.ledger.states import State
 from overnight.limits.rescue import cancel_at, rescue_at, to_rescue
+from overnight.providers.connect import connect
 from overnight.reports.dry_run import plan_job
 from overnight.reports.report import billed, report_text
 from tasks.cancel import stop_sending
+from tasks.recover import recover
 from tasks.report import summarize
 from tasks.rescue import Rescue
 from tests.conftest import ROOT, MakeJob, ProviderProcess
-from tests.steps import advance, age, build, connected, finish, provider_of
+from tests.steps import advance, age, build, connected, finish, provider_of, without_ledger
 
 pytestmark = pytest.mark.usefixtures("dialect_key")
 DAY = 86_400.0
@@ -387,6 +389,26 @@ def test_what_the_journal_of_a_lost_machine_knew_is_not_sent_again(
     assert provider_server.books()["asked"] == asked
     resubmit = make_job(["a", "b"], limits=LIMITS | {"resubmit_lost": True})
     assert finish(build(resubmit, run.home)).statuses == {"succeeded": 2}
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["with its output", "with its journal"])
+def test_after_a_lost_ledger_what_was_asked_in_real_time_is_taken_up_and_not_asked_again(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    job = make_job(TEXTS[:5], limits=LIMITS)
+    run = build(job, tmp_path / "home")
+    if ended:
+        rescued(run)
+    else:
+        left_in_the_middle(run, monkeypatch)
+    asked = provider_server.books()["asked"]
+    run = without_ledger(job, run.home)
+    with connect(run.job.profile, run.home) as provider:
+        recover(run, provider, unsent=not ended)
+    table = rescued(build(job, run.home))
+    assert table["answer"].to_list() == [f"echo: {text}" for text in TEXTS[:5]]
+    assert provider_server.books()["asked"] == {f"t{n}": 1 for n in range(5)}
+    assert asked.items() <= provider_server.books()["asked"].items()
 
 
 def test_a_job_that_is_stopped_ends_with_what_was_answered(
