@@ -136,7 +136,7 @@ MUTANTS = [
     Mutant("a batch is cancelled to be rescued where it keeps its answers", "overnight/limits/rescue.py", "or not job.profile.keeps_cancelled:", "or False:",
            "tests/test_rescue.py -k 'may_keep_nothing or is_kept'"),
     Mutant("a stream of results is counted", "overnight/providers/inline.py", "lambda: None, is_whole)", "lambda: None)",
-           "tests/test_dialects.py -k 'test_anthropic and length'"),
+           "tests/test_dialects.py -k 'anthropic and length'"),
     Mutant("an Iceberg commit that lost looks first", "overnight/answers/iceberg.py", '"commit.retry.num-retries"', '"nothing"',
            "tests/test_lakehouse.py -k iceberg_table_at_the_same"),
     Mutant("a fragment with a request to send is rendered", "overnight/builds/pieces.py", "drop_null().to_pylist())).all():",
