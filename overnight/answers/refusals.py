@@ -39,7 +39,8 @@ def turn_away(run: Run, batch: Batch, message: str) -> None:
         logger.warning("shard %s: %s", shard.file_name, said)
         ledger.end(batch, status="failed", ended_at=now, errors=[["too_large", said, 1]])
         return
-    others = ledger.enqueued(shard.provider, shard.model) - shard.tokens * (batch.state in AT_PROVIDER)
+    mine = shard.tokens * (batch.state in AT_PROVIDER)
+    others = max(0, ledger.enqueued(shard.provider, shard.model) - mine)  # another process may have taken it out
     limit = learned_limit(message, shard, others)
     if limit is not None:
         ledger.learn_limit(shard.provider, shard.model, limit, now)

@@ -137,7 +137,7 @@ def learned_limit(message: str, shard: Shard, others: int) -> int | None:
     """
     named = named_limit(message)
     if others:
-        return min(filter(None, (named, int((others + shard.tokens) * _MARGIN))))
+        return min(filter(None, (named, max(1, int((others + shard.tokens) * _MARGIN)))))
     refusals = sum(batch.state is State.REFUSED for batch in shard.batches)
     if named is not None and shard.tokens <= named * _MARGIN and not refusals:
         return None  # others of the account fill the queue
