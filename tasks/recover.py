@@ -17,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from overnight.answers.journal import Journal, write_results
 from overnight.answers.results import part_name
 from overnight.errors import LedgerError, ProviderError, Transient
+from overnight.ledger.database import REAL_TIME
 from overnight.ledger.identity import reclaim_folder
 from overnight.ledger.records import Batch, NewShard, Shard
 from overnight.ledger.recovery import record_of, shard_of, unknown_files
@@ -177,7 +178,7 @@ def recover(run: Run, provider: Provider, *, unsent: bool = False, same_account:
             logger.info("shard %s: its answers are here: %s", shard.file_name, mine)
             ended = {"state": State.ENDED, "status": "cancelled", "cancelled_by_us": True, "real_time": True,
                      "ended_at": now, "output_file_id": "real time", "account": account}  # fmt: skip
-            ledger.adopt(shard, mine, f"real-time-{mine}", None, now, ended)
+            ledger.adopt(shard, mine, mine, None, now, ended)
     rebound = _rebind(run, [batch for batch, _ in got.known], account, same_account=same_account)
     moved = _move_results(run, ledger.shards(job), now)
     reclaim_folder(run)
@@ -199,8 +200,8 @@ def answers_here(folder: JobFolder, files: Sequence[tuple[NewShard, Path]], know
         By file name of a shard, the token that its result file is named after.
     """
     firsts: dict[str, str] = {}
-    names = {path.name for path in folder.responses.glob("*.jsonl")}
-    names |= {Path(kept.name).name for kept in objects_of(folder.path) if kept.name.startswith("responses/")}
+    kept = {Path(one.name).name for one in objects_of(folder.path) if one.name.startswith(f"responses/{REAL_TIME}")}
+    names = kept | {path.name for path in folder.responses.glob(f"{REAL_TIME}*.jsonl")}
     for name in sorted(names):  # a token's journal comes before its output, which is the later of the two
         token, kind, *_ = name.split(".")
         path = folder.responses / name

@@ -25,6 +25,7 @@ from overnight.errors import (
     OvernightError,
     Refused,
     ReplyLost,
+    Transient,
 )
 from overnight.ledger.identity import claim_folder, keep_count
 from overnight.ledger.lease import check_lease
@@ -260,7 +261,7 @@ class Rescue:
         logger.info("%s: %s of %s answered in real time", shard.file_name, f"{len(answers):,}", _counted(shard))
         ledger.note(batch, cancelled_by_us=not whole and stopped is None)
         ledger.move(
-            batch, State.ENDED, batch_id=f"real-time-{batch.token}", status="completed" if whole else "cancelled",
+            batch, State.ENDED, batch_id=batch.token, status="completed" if whole else "cancelled",
             submitted_at=batch.creating_at, ended_at=now, output_file_id="real time", done=len(answers),
             failed=len(in_doubt),
         )  # fmt: skip
@@ -272,7 +273,7 @@ def _counted(shard: Shard) -> str:
 
 @task(name="rescue", task_run_name="rescue", cache_policy=NO_CACHE)
 def rescue_shards(run: Run, shards: tuple[Shard, ...], owner: str) -> None:
-    """Has the requests of shards answered in real time, shard by shard.
+    """Has the requests of shards answered in real time, shard by shard; what is not taken now waits.
 
     Raises:
         OvernightError: what keeps the rest from it; what was answered is kept.
@@ -280,4 +281,9 @@ def rescue_shards(run: Run, shards: tuple[Shard, ...], owner: str) -> None:
     with provider_of(run) as provider:
         rescue = Rescue(run, provider, owner)
         for shard in shards:
-            rescue.rescue(shard)
+            try:
+                rescue.rescue(shard)
+            except Transient as error:
+                if isinstance(error, LeaseLost | LedgerUnavailable):
+                    raise
+                logger.warning("%s waits: %s", shard.file_name, error)

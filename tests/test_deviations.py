@@ -17,7 +17,7 @@ from overnight.reports.dry_run import plan_job as plan
 from tasks.wait import poll_all
 from tests.cases import Case, Outcome, case, check_case
 from tests.conftest import MakeJob, ProviderProcess
-from tests.steps import advance, age, build, finish
+from tests.steps import advance, age, build, finish, provider_of
 
 MISTRAL = {"validating": "QUEUED", "in_progress": "RUNNING", "completed": "SUCCESS"}
 FIREWORKS = {"validating": "JOB_STATE_PENDING", "in_progress": "JOB_STATE_RUNNING", "completed": "JOB_STATE_COMPLETED"}
@@ -196,10 +196,9 @@ def test_deviation_19_a_batch_that_a_restart_forgot_is_not_paid_for_again_unless
 
 @pytest.mark.parametrize("name", [name for name in profile_names() if Profile.named(name).has_batch_api])
 def test_results_are_asked_to_expire_where_the_provider_supports_it_and_only_there(
-    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess, name: str, monkeypatch: pytest.MonkeyPatch
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess, name: str, dialect_key: None
 ) -> None:
-    monkeypatch.setenv("OVERNIGHT_KEY_DEVIATION", "key")
-    provider = {"profile": name, "base_url": provider_server.base_url, "api_key_env": "OVERNIGHT_KEY_DEVIATION"}
+    provider = provider_of(name, provider_server)
     assert finish(build(make_job(["a"], provider=provider), tmp_path / "home")).statuses == {"succeeded": 1}
     (created,) = provider_server.books()["created"]
     asked = {"anchor": "created_at", "seconds": 30 * 86_400}

@@ -79,5 +79,5 @@ TestSubmitProtocol = SubmitProtocol.TestCase
 PHASES = [Phase.generate] if os.environ.get("OVERNIGHT_NO_SHRINK") else [Phase.generate, Phase.shrink]
 """`tests/mutants.py` wants to know that an example fails, not the smallest one, which may take minutes to find."""
 TestSubmitProtocol.settings = settings(
-    max_examples=100, stateful_step_count=30, deadline=None, derandomize=True, phases=PHASES
+    max_examples=60, stateful_step_count=30, deadline=None, derandomize=True, phases=PHASES
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overnight.answers.journal import Journal, begin_journal
-from overnight.errors import JobError, LeaseLost, NotTaken, ProviderError
+from overnight.errors import JobError, LeaseLost, ProviderError
 from overnight.job.clock import finish_at
 from overnight.job.jobfile import load_job
 from overnight.ledger.records import Batch, Shard
@@ -112,7 +113,10 @@ def test_only_what_has_no_batch_goes_to_real_time() -> None:
         shard(9, 1, settled=True),
         shard(10, 1, batch(State.REFUSED)),
     ]
-    assert [one.number for one in to_rescue(shards)] == [0, 1, 7, 10]
+    assert [one.number for one in to_rescue(shards, 0.0)] == [0, 1, 7, 10]
+    held = [replace(shard(0, 1, batch(State.REFUSED, real_time=asked)), hold_until=9.0) for asked in (True, False)]
+    assert to_rescue(held, 8.0) == held[1:]
+    assert to_rescue(held, 9.0) == held
 
 
 @pytest.mark.parametrize(
@@ -292,9 +296,9 @@ def test_what_waits_for_a_provider_uses_no_attempt_up(
     run = build(make_job(["a"], limits=LIMITS | {"max_attempts": 1}), tmp_path / "home")
     age(run, DUE)
     for _ in range(3):
-        with pytest.raises(NotTaken):
-            advance(run)
+        advance(run)
         age(run, 60)
+    assert provider_server.books()["calls"]["ask"] == 3 * 8
     assert finish(run).statuses == {"succeeded": 1}
 
 

@@ -32,6 +32,8 @@ from overnight.ledger.tables import (
 )
 from overnight.store.objects import address, is_shared
 
+REAL_TIME = "real-time-"
+"""How the tokens of attempts in real time begin, and with them the names of their files."""
 _LEARNED_SECONDS = 86_400.0
 """How long a learned limit holds: tiers rise, and other programs' batches end within a day."""
 
@@ -231,7 +233,8 @@ class Ledger(Database):
             others = sa.select(BATCHES.c.id).where(BATCHES.c.shard_id == shard_id, BATCHES.c.state.in_(OPEN))
             if settled or connection.execute(others).first():
                 raise LedgerError(f"shard {shard_id} is settled or has an open attempt: another process works on it")
-            values = {"shard_id": shard_id, "token": uuid4().hex, "state": state, "started_at": at, "file_id": file_id,
+            token = f"{REAL_TIME}{uuid4().hex}" if real_time else uuid4().hex
+            values = {"shard_id": shard_id, "token": token, "state": state, "started_at": at, "file_id": file_id,
                       "account": account, "real_time": real_time}  # fmt: skip
             connection.execute(sa.update(SHARDS).where(SHARDS.c.id == shard_id).values(hold_until=None))
             row = connection.execute(sa.insert(BATCHES).values(**values).returning(*BATCHES.c)).mappings().one()

@@ -46,7 +46,7 @@ def admissible(
 def rescuable(shards: Sequence[Shard], job: Job, now: float, rescue_from: float | None) -> Admission:
     """Decides which shards' requests are asked for in real time: none before `rescue_from`, but what was begun so."""
     due = rescue_from is not None and now >= rescue_from
-    ready = [shard for shard in to_rescue(shards) if due or shard.in_real_time]
+    ready = [shard for shard in to_rescue(shards, now) if due or shard.in_real_time]
     return _allowed(shards, job, ready, {}, real_time=True)
 
 

@@ -67,9 +67,19 @@ def cancel_at(job: Job, rescue_from: float | None, deadline_at: float | None) ->
     return rescue_from if deadline_at is None else min(rescue_from, deadline_at)
 
 
-def to_rescue(shards: Sequence[Shard]) -> list[Shard]:
-    """Shards whose requests have no batch, and those that were begun in real time and are not over."""
-    return [shard for shard in shards if not shard.settled and (not shard.sent or _is_under_way(shard))]
+def to_rescue(shards: Sequence[Shard], now: float) -> list[Shard]:
+    """Shards whose requests have no batch, and those that were begun in real time and are not over.
+
+    One that was not taken a moment ago waits, as after a refused batch.
+    """
+    mine = [shard for shard in shards if not shard.settled and (not shard.sent or _is_under_way(shard))]
+    return [shard for shard in mine if not _waits(shard, now)]
+
+
+def _waits(shard: Shard, now: float) -> bool:
+    last = shard.batches[-1] if shard.batches else None
+    turned_away = last is not None and last.real_time and last.state is State.REFUSED
+    return turned_away and shard.hold_until is not None and shard.hold_until > now
 
 
 def _is_under_way(shard: Shard) -> bool:
