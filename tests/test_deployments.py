@@ -286,7 +286,7 @@ def test_a_person_approves_a_costly_run_on_the_page(local: Local, page: Page) ->
     page.goto(f"{local.page}/v2/runs/flow-run/{run_id}")
     page.locator("button[aria-haspopup='menu']").last.click()
     page.get_by_role("menuitem", name="Resume").click()
-    form = page.get_by_role("dialog")
+    form = page.get_by_role("dialog").first  # lists that open and close over it are dialogs too
     expect(form.get_by_text("Plan of asked")).to_be_visible()
     fill(page, "Max Rows (Optional)", "int", "3")
     form.get_by_role("button", name="Resume").click()
