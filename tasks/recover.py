@@ -141,16 +141,17 @@ def recover(run: Run, provider: Provider, *, unsent: bool = False, same_account:
     files = list(unknown_files(folder, shards))
     new = [shard_of(path, run.job.profile) for path in files]
     begun = [shard for shard in shards if all(batch.batch_id is None for batch in shard.batches)]
+    # Shards that were taken over already are among them: a process may have died before it gave them their attempts.
+    known_files = [(one, request_file(folder, one, run.job.profile)) for one in begun if not one.settled]
+    every = [*zip(new, files, strict=True), *known_files]
     if isinstance(provider, InlineProvider):
-        unsent_ones = [(shard, request_file(folder, shard, run.job.profile)) for shard in begun if not shard.settled]
         known = {one.batch_id: one.token for shard in shards for one in shard.batches if one.batch_id}
-        files_of = [*zip(new, files, strict=True), *unsent_ones]
-        listed = list(marked_by_results(provider, listed, job, files_of, known))
+        listed = list(marked_by_results(provider, listed, job, every, known))
     candidates = [Candidate(one.file_name, one.key, one.bytes) for one in sorted([*begun, *new], key=_by_name)]
     attempts = [batch for shard in shards for batch in shard.batches]
     got = match(job, listed, uploads, attempts, candidates)
     tokens = {batch.token for batch in attempts} | {token for token, _ in got.found.values()}
-    lacking = [(shard, path) for shard, path in zip(new, files, strict=True) if shard.file_name not in got.found]
+    lacking = [(shard, path) for shard, path in every if shard.file_name not in got.found]
     answered = answers_here(folder, lacking, tokens)
     here = got.found.keys() | answered.keys()
     if (silent := [one.file_name for one in new if one.file_name not in here]) and not unsent:

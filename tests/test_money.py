@@ -12,12 +12,13 @@ import pytest
 
 from overnight.errors import JobError
 from overnight.job.job import Job
+from overnight.job.jobfile import load_job
 from overnight.ledger.records import Batch, Shard
 from overnight.ledger.states import State
 from overnight.limits.admission import admissible
 from overnight.limits.budget import affordable, most_cost, output_limit, spending
 from overnight.limits.canary import last_canary
-from overnight.limits.prices import Rates, Tier, Written, listed_rates
+from overnight.limits.prices import Rates, Tier, Written, job_rates, listed_rates
 from overnight.reports.dry_run import plan_job as plan
 from tests.conftest import MakeJob, ProviderProcess
 from tests.steps import build, run_job
@@ -202,6 +203,27 @@ def test_what_is_written_to_a_cache_and_read_from_it_has_prices_of_its_own() -> 
     assert Rates.recorded(rates.as_record()) == rates
     older = rates.as_record() | {"tiers": [tier[:4] for tier in rates.as_record()["tiers"]]}
     assert Rates.recorded(older).cost(100, 0, 0, Written(50, 50)) == Rates.recorded(older).cost(100, 0)
+
+
+def test_real_time_costs_what_the_list_says_and_not_all_of_a_batch_times_two() -> None:
+    rates = listed_rates("gpt-4.1", "openai", 0.5)
+    assert rates is not None
+    real = rates.in_real_time
+    assert real is not None
+    assert real.cost(1_000_000, 0, 1_000_000, largest=1) == pytest.approx(
+        0.5
+    )  # as in a batch: cached tokens cost the same
+    assert real.cost(1_000_000, 0, largest=1) == pytest.approx(2.0)
+    assert Rates.recorded(rates.as_record()).in_real_time == real
+
+
+def test_prices_by_hand_know_what_a_cache_costs_where_texts_are_cached() -> None:
+    task = {"kind": "generate", "prompt": "x"}
+    for profile, dollars in (("anthropic", 4.0), ("openai", 2.0)):
+        provider = {"profile": profile, "prices": {"input": 2, "output": 9}}
+        rates = job_rates(load_job({"name": "a", "task": task, "model": "m", "provider": provider}))
+        assert rates is not None
+        assert rates.cost(1_000_000, 0, 0, Written(0, 1_000_000)) == pytest.approx(dollars)
 
 
 def test_a_budget_holds_over_all_runs_and_more_money_sends_the_rest(

@@ -1,6 +1,6 @@
 """ogx 1.5, a server that nobody here wrote, as a judge: OpenAI's batches and Anthropic's, from one job.
 
-It needs Python 3.12, so it runs beside: `ogx run --insecure tests/ogx.yaml`, with `python -m tests.provider_server
+It needs Python 3.12, so it runs beside: `OGX_FOLDER=FOLDER ogx run --insecure tests/ogx.yaml`, with `python -m tests.provider_server
 --port 18765` as its model, and OVERNIGHT_OGX=http://127.0.0.1:8321/v1.
 """
 

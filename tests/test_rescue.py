@@ -182,11 +182,18 @@ def test_a_batch_that_is_late_is_cancelled_and_what_it_lacks_is_asked_in_real_ti
 
 
 def test_gemini_is_asked_in_openais_form_with_a_key_as_openai_takes_it(
-    provider_server: ProviderProcess, tmp_path: Path
+    provider_server: ProviderProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = b'{"custom_id": "a", "url": "/v1/chat/completions", "body": {"model": "g", "messages": [{"role": "user", "content": "hi"}]}}\n'
+    monkeypatch.setenv("OPENAI_ORG_ID", "somebody's")
     with connected("gemini", provider_server, tmp_path) as provider:
         assert b"echo: hi" in provider.answer(line)
+        sent = provider._real_time_client()._client.build_request(
+            "GET", "/", headers={"OpenAI-Organization": "somebody's"}
+        )
+        for hook in provider._real_time_client()._client.event_hooks["request"]:
+            hook(sent)
+        assert "OpenAI-Organization" not in sent.headers
     assert provider_server.books()["asked"] == {"hi": 1}
 
 
@@ -413,6 +420,48 @@ def test_after_a_lost_ledger_what_was_asked_in_real_time_is_taken_up_and_not_ask
     assert table["answer"].to_list() == [f"echo: {text}" for text in TEXTS[:5]]
     assert provider_server.books()["asked"] == {f"t{n}": 1 for n in range(5)}
     assert asked.items() <= provider_server.books()["asked"].items()
+
+
+def test_a_recovery_that_is_killed_in_the_middle_takes_them_up_the_next_time(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(["a", "b"], limits=LIMITS)
+    run = build(job, tmp_path / "home")
+    rescued(run)
+    run = without_ledger(job, run.home)
+    with connect(run.job.profile, run.home) as provider:
+        with monkeypatch.context() as patched:
+            patched.setattr("overnight.ledger.database.Ledger.adopt", killed)
+            with pytest.raises(KeyboardInterrupt):
+                recover(run, provider)
+        assert recover(run, provider).batches == 1
+    assert rescued(build(job, run.home))["answer"].to_list() == ["echo: a", "echo: b"]
+    assert provider_server.books()["asked"] == {"a": 1, "b": 1}
+
+
+def killed(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_cancellation_is_heard_while_requests_are_asked(
+    make_job: MakeJob, tmp_path: Path, provider_server: ProviderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By who holds the lease, in the middle of a shard; the next shard is not begun."""
+    run = build(make_job(TEXTS[:5], limits=LIMITS | {"rescue_concurrency": 1}), tmp_path / "home")
+    ask_one = Rescue._ask_one
+
+    def ask_and_cancel(self: Rescue, *args: Any) -> None:
+        ask_one(self, *args)
+        run.ledger.ask_to_stop("texts", "the job was cancelled")
+        assert self._ended.wait(30)
+
+    monkeypatch.setattr("tasks.rescue._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(Rescue, "_ask_one", ask_and_cancel)
+    age(run, DUE)
+    advance(run)
+    assert provider_server.books()["asked"] == {"t0": 1}
+    assert finish(run).statuses["succeeded"] == 1
+    assert provider_server.books()["asked"] == {"t0": 1}
 
 
 def test_a_job_that_is_stopped_ends_with_what_was_answered(
